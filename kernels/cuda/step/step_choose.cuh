@@ -199,4 +199,11 @@ DEVICE bool goes_on(int* state, int rows, int turn, const int* chosen, const flo
   return true;
 }
 
+// The end of turn `turn` of a launch: chooses the tokens of the last `count` of its rows, and whether it goes on with them.
+DEVICE bool choose_and_go_on(int* state, int rows, int count, int turn, const float* found, int* chosen, float* choices,
+                             float* margins = nullptr) {
+  choose_rows(count, found, chosen, choices + turn * count * CHOICE_WORDS, margins);
+  return goes_on(state, rows, turn, chosen, margins);
+}
+
 }  // namespace specdec
