@@ -6,8 +6,8 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -121,14 +121,10 @@ class MlxRuntime:
         self._transformer = self._load()
         self._forms = ExactForms(self._mx, self._loader, self._transformer)
         self._takes = Takes(
-            self._mx,
-            self.config,
-            self._transformer.linears,
-            bucket_size=store.layout.bucket_size,
-            by_inputs=store.selection == "inputs",
-            quantised=store.quantised,
+            self._mx, self.config, self._transformer.linears, bucket_size=store.layout.bucket_size,
+            by_inputs=store.selection == "inputs", quantised=store.quantised,
             whole=self._transformer.whole is not None,
-        )
+        )  # fmt: skip
         self._wide = WidePasses(
             self._mx, self._transformer, self._lock, quantised=store.quantised, weight_bytes=self._weight_bytes
         )
@@ -216,7 +212,7 @@ class MlxRuntime:
         """Find the likeliest tokens after a text and one further token; see `Surveyor`. Only where `info.recycles`."""
         held = self._transformer.new_cache(len(prefix) + MAX_ROWS, self._lock)
         self.forward([Rows(held, prefix[:-1], resolve_efforts(1.0, self.config), logits="none")])
-        with self._lock:
+        with self._launching():
             return self._turning.survey(held, prefix[-1], tokens)
 
     def use_successors(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
@@ -273,12 +269,18 @@ class MlxRuntime:
             check_view(view, self.views())
         if states:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
+        with self._launching():
+            return self._run(batch, view)
+
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        """The lock. Where the block fails, waits for what it launched: that may use memory that the caller frees."""
         with self._lock:
             try:
-                return self._run(batch, view)
+                yield
             except BaseException:
                 with suppress(OSError):
-                    self._wait()  # what was launched may use memory that the caller frees
+                    self._wait()
                 raise
 
     def _run(self, batch: Sequence[Rows], view: str) -> list[Pass]:
