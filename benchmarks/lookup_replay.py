@@ -273,10 +273,10 @@ def launches_of(
             verify_effort=1.0, options=(option,), is_effort_asked=False,
             matches={"recycle": lookup.length(text[:at])},
         )  # fmt: skip
-        plan = policy.plan(state)
+        plan = None if rounds < policy.quiet_rounds else policy.plan(state)
         kept: list[int] = []
         ahead = 0
-        if plan.num_draft_tokens:
+        if plan is not None and plan.num_draft_tokens:
             width = max((one for one in costs if one <= plan.num_draft_tokens + 1), default=min(costs))
             for _ in range(plan.turns):
                 count = _turn(rule, answer, text, at, width)
@@ -292,13 +292,14 @@ def launches_of(
             run, cost = run + 1 + ahead, launch + 1.0 + ahead
             at += 1 + ahead
             seconds = step_s * cost / (1 + ahead)
-        policy.observe(
-            RoundOutcome(
-                drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
-                drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
-                round_s=seconds, turns=tuple(kept), ahead=ahead,
-            )
-        )  # fmt: skip
+        if plan is not None:
+            policy.observe(
+                RoundOutcome(
+                    drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
+                    drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
+                    round_s=seconds, turns=tuple(kept), ahead=ahead,
+                )
+            )  # fmt: skip
         done.cost, rounds = done.cost + cost, rounds + 1
     run, left = 0, len(answer["tokens"])
     while left:

@@ -45,13 +45,6 @@ class RoundLog:
         if self._is_parked:
             self.spells[-1]["rounds"] += 1
 
-    def waited(self, state: RoundState) -> None:
-        """Note a plain round before the first decision."""
-        if not self.spells:
-            self.spells.append({"from_round": state.round_index, "rounds": 0, "reason": "the answer has just begun"})
-        self._is_parked = True
-        self.rested(state)
-
     def rested(self, state: RoundState) -> None:
         """Note a plain round like those before it."""
         if state.max_draft_tokens:

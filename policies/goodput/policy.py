@@ -30,7 +30,7 @@ from specdec.policies.goodput.offer import Offer
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
-from specdec.policies.goodput.turns import QUIET, TurnPlanner, is_early
+from specdec.policies.goodput.turns import QUIET, TurnPlanner
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import (
@@ -120,9 +120,6 @@ class GoodputPolicy:
             self._offer = self._knowledge.memory["goodput", "offer"] = Offer(state.options)
         offer, learnt = self._offer, self._learnt
         if learnt is None:
-            if not state.named and offer.turns(state) is not None and is_early(state):
-                self._log.waited(state)
-                return _PLAIN
             learnt = self._recall(state)
         elif self._shared.is_known_not_to_pay(learnt, state):
             self._log.rested(state)

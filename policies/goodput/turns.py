@@ -16,14 +16,13 @@ from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.turn_results import TurnResults
 from specdec.policies.goodput.ways import Way
 
-from specdec.engine.policy import RoundState
 
 _MARGIN = 1.03  # tokens for each dense step, over the going rate, from which turns pay
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.3  # dense steps of the host's time for such a pass
-QUIET = 2  # rounds of an answer before the first decision: many answers are that short
+QUIET = 2  # rounds of an answer before the first decision, which takes the host's time: many answers are that short
 _TRIED = 4  # turns of a pass that is run to find out
 _TRIED_FROM = 28  # tokens of an answer before the first such pass
 _SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, with the next trial's expected loss
@@ -139,11 +138,6 @@ def _pays_back(now: Situation, tokens: float, cost: float) -> bool:
     can be as long as it may be."""
     left = now.state.max_draft_tokens + 1
     return left / now.rate - max(1.0, left / tokens) * cost > _LAUNCH
-
-
-def is_early(state: RoundState) -> bool:
-    """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
-    return state.round_index < QUIET
 
 
 def results_of(learnt: Learnt, drafter: str) -> TurnResults:

@@ -19,6 +19,7 @@ from specdec.conforms import conforms
 from specdec.drafters.frequent import frequent_tokens
 from specdec.errors import SpecdecError
 from specdec.interrupts import unless_signalled
+from specdec.kernels.reference.recycle import TOP
 from specdec.read_file import read_regular
 from specdec.runtimes.base import Surveyor
 from specdec.whole_file import whole_file
@@ -26,8 +27,7 @@ from specdec.whole_file import whole_file
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
-_FORMAT = 1
-_TOP = 8
+_FORMAT = 1  # of the file: tokens, each with its `TOP` successors
 _TOKENS = 8192  # surveyed: 0.99 of what twice as many bring, 4,096 bring 0.975
 _MOST_BYTES = 1 << 26
 # Text before the tokens. Answers to all kinds of prompts agree better with what follows in the midst of a sentence than
@@ -91,7 +91,7 @@ def _file(model: Model) -> Path | None:
 def _read(file: Path, vocabulary: int) -> NDArray[np.int32] | None:
     """The table in a file; None where there is none, or it makes no sense."""
     try:
-        table = np.frombuffer(read_regular(file, most_bytes=_MOST_BYTES), "<i4").reshape(-1, 1 + _TOP)
+        table = np.frombuffer(read_regular(file, most_bytes=_MOST_BYTES), "<i4").reshape(-1, 1 + TOP)
     except unless_signalled(OSError, ValueError):
         return None
     return table if len(table) and table.min() >= 0 and table.max() < vocabulary else None

@@ -132,6 +132,7 @@ class GpuTrees:
                 ("leaves", "active", "node_output", "output_weight", "output_bias"),
                 outputs=("leaves", "active") if choose else ("y",),
                 bounds=(threads, 1), parts=("fff_common" + suffix,),
+                types=[str(array.dtype) for array in (self._first if choose else self._second)],
             )  # fmt: skip
             self._kernels[name, variant] = mlx_kernels.build(self._gpu.mx, self._gpu.backend, text)
         return self._kernels[name, variant]

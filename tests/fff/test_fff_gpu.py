@@ -59,6 +59,19 @@ def test_rows_do_not_depend_on_each_other_or_on_the_step(gpu_trees: Any, backend
     assert np.array_equal(np.array(layer(mx.array(x), step=3)), together)
 
 
+def test_layers_of_other_types_have_kernels_of_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX keeps machine code by name."""
+    from specdec.fff import gpu
+
+    names: list[str] = []
+    monkeypatch.setattr(gpu.mlx_kernels, "build", lambda _mx, _backend, text: names.append(text.name))
+    for dtype in (np.float32, np.float16):
+        layer = gpu.GpuTrees(random_weights(7, 5, depth=1, leaf_width=3, dtype=dtype), gpu=Gpu(mx, "cuda", "host", "0"))
+        for name in ("fff_choose", "fff_combine"):
+            layer._kernel(name, 33)
+    assert len(set(names)) == 4
+
+
 def test_wrong_rows_are_refused(gpu_trees: Any) -> None:
     layer = gpu_trees(random_weights(7, 5, depth=0, leaf_width=3), "metal")
     with pytest.raises(InvalidArgumentError, match=r"x must have the shape \(M, 7\)"):

@@ -28,6 +28,27 @@ HERE = Path(__file__).parent / "cuda_host"
 _MOST_TURNS = 1_000_000
 _OPERAND = re.compile(r'"[^"]*"\(((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)\)')
 
+# Instructions, and C++ in their place: {0}, {1} and so on are operands, and the one after the last is 1.
+_PLAIN = {
+    r"m16n8k32": "tensor_product_of_bytes(sum, w, x0, x1);",
+    r"mma\.sync.*\.bf16": "tensor_product(sum, w, x0, x1, __nv_bfloat16());",
+    r"mma\.sync": "tensor_product(sum, w, x0, x1, __half());",
+    r"mbarrier\.init": "::init_counter({0}, {1});",
+    r"mbarrier\.arrive\.shared": "::arrive_at({0}, {1});",
+    r"mbarrier\.test_wait": "{0} = ::counter_has_come({1}, {2}); let_others_run();",
+    r"bar\.sync": "meet_some({0});",
+    r"cp\.async\.bulk\.shared": "copy_bulk({all});",
+    r"try_wait": "::wait_counter({0}, {1});",
+    r"ld\.acquire": "{0} = *(volatile unsigned*)({1}); let_others_run();",
+    r"cp\.async\.c[ag]\.[^;]*, (?P<size>\d+);": "std::memcpy(shared_at({0}), {1}, {size});",
+    r'"red\.': "*(unsigned*)({0}) += {1};",
+    r"atom\.": "{0} = (*(unsigned*)({1}))++;",
+    r"globaltimer": "{0} = 0;",
+    r"st\.volatile": "put_words({all});",
+    r"ld\.volatile.*\.v2": "take_words({2}, {0}, {1}); let_others_run();",
+    r"ld\.volatile.*\.v4": "take_words({4}, {0}, {1}, {2}, {3}); let_others_run();",
+}
+
 
 def compiler() -> str | None:
     """A C++ compiler that knows 16-bit floats, or None."""
@@ -35,39 +56,11 @@ def compiler() -> str | None:
 
 
 def _plain(instruction: str) -> str:
-    """C++ of an `asm` statement."""
+    """C++ of an `asm` statement: that of the first line of `_PLAIN` which it matches."""
     given = _OPERAND.findall(instruction)
-    if "m16n8k32" in instruction:
-        return "tensor_product_of_bytes(sum, w, x0, x1);"
-    if "mma.sync" in instruction:
-        return f"tensor_product(sum, w, x0, x1, {'__nv_bfloat16' if '.bf16' in instruction else '__half'}());"
-    if "mbarrier.init" in instruction:
-        return f"::init_counter({given[0]}, {given[1] if len(given) > 1 else 1});"
-    if "mbarrier.arrive.shared" in instruction:
-        return f"::arrive_at({given[0]}, {given[1]});"
-    if "mbarrier.test_wait" in instruction:
-        return f"{given[0]} = ::counter_has_come({given[1]}, {given[2]}); let_others_run();"
-    if "bar.sync" in instruction:
-        return f"meet_some({given[0]});"
-    if "cp.async.bulk.shared" in instruction:
-        return f"copy_bulk({', '.join(given)});"
-    if "try_wait" in instruction:
-        return f"::wait_counter({given[0]}, {given[1]});"
-    if "ld.acquire" in instruction:
-        return f"{given[0]} = *(volatile unsigned*)({given[1]}); let_others_run();"
-    if copied := re.search(r"cp\.async\.c[ag]\.[^;]*, (\d+);", instruction):
-        return f"std::memcpy(shared_at({given[0]}), {given[1]}, {copied[1]});"
-    if '"red.' in instruction:
-        return f"*(unsigned*)({given[0]}) += {given[1] if len(given) > 1 else 1};"
-    if "atom." in instruction:
-        return f"{given[0]} = (*(unsigned*)({given[1]}))++;"
-    if "globaltimer" in instruction:
-        return f"{given[0]} = 0;"
-    if "st.volatile" in instruction:
-        return " ".join(f"((volatile unsigned*)({given[0]}))[{n}] = {value};" for n, value in enumerate(given[1:]))
-    if "ld.volatile" in instruction:
-        loads = " ".join(f"{to} = ((volatile unsigned*)({given[-1]}))[{n}];" for n, to in enumerate(given[:-1]))
-        return f"{loads} let_others_run();"
+    for pattern, plain in _PLAIN.items():
+        if found := re.search(pattern, instruction):
+            return plain.format(*given, "1", all=", ".join(given), **found.groupdict())
     return ";"  # fences, prefetches, expected bytes
 
 

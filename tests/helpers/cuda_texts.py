@@ -19,7 +19,8 @@ def nvcc() -> str | None:
 
 
 class Collector:
-    """Stands for `kernels.build` on CUDA: keeps each text as it would be compiled, and gives zeros for results."""
+    """Stands for `kernels.build` on CUDA: keeps each text as it would be compiled, and gives zeros for results. A name
+    may stand for one text only: MLX keeps machine code by name."""
 
     def __init__(self, mx: Any) -> None:
         self.mx = mx
@@ -34,7 +35,8 @@ class Collector:
             results = dict(zip(text.outputs, output_dtypes, strict=True))
             shapes = [name for name in text.inputs if f"{name}_shape" in text.source]
             name = f"custom_kernel_{text.name}"
-            self.texts[text.name] = whole_text(name, text.header, text.source, arrays, results, shapes=shapes)
+            whole = whole_text(name, text.header, text.source, arrays, results, shapes=shapes)
+            assert self.texts.setdefault(text.name, whole) == whole, text.name
             return [
                 self.mx.zeros(shape, dtype=dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
             ]

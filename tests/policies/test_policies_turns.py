@@ -44,9 +44,14 @@ def state_at(position: int, number: int, match: int, **more: Any) -> RoundState:
 def run(
     policy: GoodputPolicy, kept: int, costs: dict[int, float], *, rounds: int = 60, match: int = 0, every: int = 1
 ) -> list[DraftPlan]:
-    """Rounds of a text each of whose turns keeps `kept` tokens; every so many rounds there is a match."""
+    """Rounds of a text each of whose turns keeps `kept` tokens; every so many rounds there is a match. The engine does
+    not ask about the first ones."""
     position, plans = 50, []
     for number in range(rounds):
+        if number < policy.quiet_rounds:
+            plans.append(DraftPlan(num_draft_tokens=0, effort=1.0))
+            position += 1
+            continue
         plan = policy.plan(state_at(position, number, match if number % every == 0 else 0))
         plans.append(plan)
         if plan.num_draft_tokens:
@@ -110,11 +115,10 @@ def test_a_long_prompt_is_likely_to_be_quoted():
 @pytest.mark.parametrize("prompt", [50, 300])
 def test_the_first_tokens_do_not_wait_for_a_decision(prompt):
     policy = begun()
-    for number in range(2):
-        assert policy.plan(state_at(prompt + number, number, 24)).num_draft_tokens == 0
-        observed(policy, prompt + number, STEP_S)
+    assert policy.quiet_rounds == 2
+    assert policy.summary() == {}
     assert policy.plan(state_at(prompt + 2, 2, 24)).num_draft_tokens > 0
-    assert policy.summary()["parked_rounds"] == 2
+    assert policy.summary()["parked_rounds"] == 0
     assert begun().plan(state_at(50, 0, 24, named=frozenset({"recycle"}))).num_draft_tokens > 0
 
 
@@ -215,7 +219,7 @@ def test_after_a_look_only_a_match_that_pays_or_many_rounds_bring_the_next_one(m
 
     monkeypatch.setattr(TurnPlanner, "choose", counted)
     policy = begun(turns=DEAR)
-    for number in range(27):
+    for number in range(policy.quiet_rounds, 27):
         match = 12 if number == 5 else number % 2
         plan = policy.plan(state_at(50 + number, number, match))
         assert (plan.num_draft_tokens > 0) == (number == 5)
@@ -231,7 +235,7 @@ def test_after_a_look_only_a_match_that_pays_or_many_rounds_bring_the_next_one(m
         else:
             observed(policy, 50 + number, STEP_S)
     assert looks == [2, 5, 14, 26]
-    assert policy.summary()["parked_rounds"] == 26
+    assert policy.summary()["parked_rounds"] == 24
 
 
 def test_turns_are_measured_against_plain_steps_of_passes_that_go_ahead():
@@ -250,10 +254,8 @@ def test_turns_are_measured_against_plain_steps_of_passes_that_go_ahead():
 
 
 def test_answers_of_few_tokens_are_not_delayed():
-    """The first two rounds wait for no decision, and nothing is drafted that could not pay for its launch any more."""
+    """Nothing is drafted that could not pay for its launch any more."""
     turns = {1: 1.0, 4: 1.75, 8: 1.9, 16: 2.1}
-    policy = begun(turns=turns)
-    assert not any(policy.plan(state_at(300, number, 9)).num_draft_tokens for number in (0, 1))
     quoted = state_at(300, 2, 0)
     plans = [begun(turns=turns).plan(replace(quoted, max_draft_tokens=most)) for most in (100, 20, 1, 0)]
     assert [bool(plan.num_draft_tokens) for plan in plans] == [True, True, False, False]

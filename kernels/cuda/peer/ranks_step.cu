@@ -292,8 +292,7 @@ for (int row = 0; row < rows - logits_from; ++row) {
   }, nullptr, scratch + AT_FOUND, nullptr, sums);
 }
 meet.wait();
-choose_rows(rows - logits_from, scratch + AT_FOUND, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
-if (!goes_on(state, rows, token_turn, chosen)) {
+if (!choose_and_go_on(state, rows, rows - logits_from, token_turn, scratch + AT_FOUND, chosen, choices)) {
   if (may_go_on) ring.drop();
   break;
 }

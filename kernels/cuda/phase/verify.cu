@@ -5,15 +5,7 @@
 // product that does not take part adds zero, and the order of those that do is fixed by the shape.
 // weights, planes (one word per lane and step), activation (ROWS, SPLIT, PADDED), prefix (JOINED, ROWS, PADDED), state,
 // residual (ROWS, OUTPUTS) when EPILOGUE == 1 -> y (ROWS, OUTPUTS); of a mixture, as dense.cu
-#include "job"
-const int tid = threadIdx.x, block = blockIdx.x;
-const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
-const int rows = ROWS == 1 ? 1 : state[1];
-constexpr int STEPS = PADDED / 32, BANDS = ROWS > 8 ? 2 : 1, COLUMNS = ROWS == 1 ? 1 : 8;
-const int first = STEPS * warp / WARPS, last = STEPS * (warp + 1) / WARPS;
-const uint4* w = reinterpret_cast<const uint4*>(weights + (size_t)expert * STRIDE) + (size_t)block * PER_BLOCK * STEPS * 64 + lane;
-activation += (size_t)(BY_JOB ? job : job / USED) * SPLIT * PADDED;
-y += (size_t)job * OUT_STRIDE;
+#include "tiles_begin"
 const unsigned* plane = planes + (size_t)expert * (STRIDE / 16) + (size_t)block * PER_BLOCK * STEPS * 32 + lane;
 constexpr int ahead = UNROLL;
 float sum[PER_BLOCK][BANDS][4] = {};

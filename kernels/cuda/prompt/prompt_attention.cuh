@@ -77,13 +77,7 @@ DEVICE void turn_four(int kind, int head, int row, int place, const float* angle
 #endif
   }
   float vector[4] = {four.x, four.y, four.z, four.w};
-#if QK_NORM
-  if (kind < 2) {
-    const float square = four_squares(vector[0], vector[1], vector[2], vector[3]);
-    const float scale = rms_scale(lane_sum(square), SIZE, EPSILON);
-    for (int e = 0; e < 4; ++e) vector[e] = d < SIZE ? vector[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
-  }
-#endif
+  norm_head(kind, d, norms, vector);
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     const int half = SIZE / 8, from = lane < half ? lane + half : lane - half;

@@ -13,12 +13,7 @@ DEVICE void weigh_two(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], 
                       float (&mixed)[4], float& most, float& weight) {
   const int lane = threadIdx.x % 32;
   float score[EACH_WARP];
-#pragma unroll
-  for (int a = 0; a < EACH_WARP; ++a) {
-    float wide[4];
-    widen(k[a], wide);
-    score[a] = fmaf(q[3], wide[3], fmaf(q[2], wide[2], fmaf(q[1], wide[1], q[0] * wide[0])));
-  }
+  lane_scores(k, q, score);
 #pragma unroll
   for (int mask = EACH_WARP / 2; mask > 0; mask /= 2) {
 #pragma unroll
@@ -34,16 +29,7 @@ DEVICE void weigh_two(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], 
   weight = part;
 #pragma unroll
   for (int mask = EACH_WARP / 2; mask > 0; mask /= 2) weight += shuffle_xor(weight, mask);
-#pragma unroll
-  for (int e = 0; e < 4; ++e) mixed[e] = 0;
-#pragma unroll
-  for (int a = 0; a < EACH_WARP; ++a) {
-    const float share = __shfl_sync(EVERY_LANE, part, lane / 16 * 16 + a);
-    float wide[4];
-    widen(v[a], wide);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) mixed[e] = fmaf(share, wide[e], mixed[e]);
-  }
+  mix_values<1>(v, part, lane / 16 * 16, mixed);
 }
 
 struct DecodeAttention {

@@ -66,6 +66,19 @@ DEVICE void widen(const uint2& raw, float (&to)[4]) {
   to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
 }
 
+// Norms a query or a key (kind 0 or 1) by head, where the model does: four dimensions of it, from `d` on.
+DEVICE void norm_head([[maybe_unused]] int kind, [[maybe_unused]] int d, [[maybe_unused]] const float* norms,
+                      [[maybe_unused]] float (&vector)[4]) {
+#if QK_NORM
+  if (kind < 2) {
+    const float square = four_squares(vector[0], vector[1], vector[2], vector[3]);
+    const float scale = rms_scale(lane_sum(square), SIZE, EPSILON);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) vector[e] = d < SIZE ? vector[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
+  }
+#endif
+}
+
 // Adds values over the lanes; lanes SHARING a .. SHARING a + SHARING - 1 get the sum of value a.
 DEVICE float spread_sum(float (&value)[EACH_WARP], int lane) {
 #pragma unroll
@@ -81,32 +94,43 @@ DEVICE float spread_sum(float (&value)[EACH_WARP], int lane) {
   return value[0];
 }
 
-// What a warp makes of its positions for one query: each lane has four dimensions of keys, values and query, the lanes of
-// position a say whether it is seen. The weighted sum of values, the largest score, and the sum of weights.
-DEVICE void weigh(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], const float (&q)[4], bool seen, float (&mixed)[4],
-                  float& most, float& weight) {
-  const int lane = threadIdx.x % 32;
-  float score[EACH_WARP];
+// Products of a query with the keys of a warp's positions, of four dimensions: those of this lane.
+DEVICE void lane_scores(const uint2 (&k)[EACH_WARP], const float (&q)[4], float (&score)[EACH_WARP]) {
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
     float wide[4];
     widen(k[a], wide);
     score[a] = fmaf(q[3], wide[3], fmaf(q[2], wide[2], fmaf(q[1], wide[1], q[0] * wide[0])));
   }
-  const float own = spread_sum(score, lane);
-  most = lane_max(seen ? own : MINUS_INFINITY);
-  const float part = seen ? exponential(own - most) : 0.0f;
-  weight = lane_sum(lane % SHARING ? 0.0f : part);
+}
+
+// The sum of a lane's four dimensions of the values, each times its share: lane first + EACH_SHARE a has that of position a.
+template <int EACH_SHARE>
+DEVICE void mix_values(const uint2 (&v)[EACH_WARP], float part, int first, float (&mixed)[4]) {
 #pragma unroll
   for (int e = 0; e < 4; ++e) mixed[e] = 0;
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
-    const float share = __shfl_sync(EVERY_LANE, part, SHARING * a);
+    const float share = __shfl_sync(EVERY_LANE, part, first + EACH_SHARE * a);
     float wide[4];
     widen(v[a], wide);
 #pragma unroll
     for (int e = 0; e < 4; ++e) mixed[e] = fmaf(share, wide[e], mixed[e]);
   }
+}
+
+// What a warp makes of its positions for one query: each lane has four dimensions of keys, values and query, the lanes of
+// position a say whether it is seen. The weighted sum of values, the largest score, and the sum of weights.
+DEVICE void weigh(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], const float (&q)[4], bool seen, float (&mixed)[4],
+                  float& most, float& weight) {
+  const int lane = threadIdx.x % 32;
+  float score[EACH_WARP];
+  lane_scores(k, q, score);
+  const float own = spread_sum(score, lane);
+  most = lane_max(seen ? own : MINUS_INFINITY);
+  const float part = seen ? exponential(own - most) : 0.0f;
+  weight = lane_sum(lane % SHARING ? 0.0f : part);
+  mix_values<SHARING>(v, part, 0, mixed);
 }
 
 // What all warps of a split have made, of one dimension: `sides` lies SIZE apart from warp to warp.
@@ -179,13 +203,7 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
 #endif
     }
     float vector[4] = {four.x, four.y, four.z, four.w};
-#if QK_NORM
-    if (kind < 2) {
-      const float square = four_squares(vector[0], vector[1], vector[2], vector[3]);
-      const float scale = rms_scale(lane_sum(square), SIZE, EPSILON);
-      for (int e = 0; e < 4; ++e) vector[e] = d < SIZE ? vector[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
-    }
-#endif
+    norm_head(kind, d, norms, vector);
     for (int e = 0; e < 4; ++e) {
       if (d < SIZE) m.turning[warp][d + e] = vector[e];
     }

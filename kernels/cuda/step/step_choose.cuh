@@ -61,7 +61,7 @@ DEVICE Choice read_choice(const float* from) {
 
 #if RECYCLES
 // The likeliest tokens of rows, for drafts: `step_recycle.cuh`. A candidate is a rank and a token.
-constexpr int TOP = 8;
+constexpr int TOP = SUCCESSORS;
 
 // A number that is larger the larger the logit, and equal for equal ones; above 0, and NaN is the largest.
 DEVICE unsigned rank_of(float logit) {
@@ -197,6 +197,13 @@ DEVICE bool goes_on(int* state, int rows, int turn, const int* chosen, const flo
   if (threadIdx.x == 0) ++state[0];
   BARRIER();
   return true;
+}
+
+// The end of turn `turn` of a launch: chooses the tokens of the last `count` of its rows, and whether it goes on with them.
+DEVICE bool choose_and_go_on(int* state, int rows, int count, int turn, const float* found, int* chosen, float* choices,
+                             float* margins = nullptr) {
+  choose_rows(count, found, chosen, choices + turn * count * CHOICE_WORDS, margins);
+  return goes_on(state, rows, turn, chosen, margins);
 }
 
 }  // namespace specdec

@@ -206,9 +206,7 @@ look_at_row(0, [&](int r, int i) { return sum4(matrix_at(0, true), products + OT
             shows_logits ? logits : nullptr, found, nullptr, reinterpret_cast<float*>(room));
 if (!chooses) break;
 grid_barrier.wait();
-float* margin = reinterpret_cast<float*>(chosen + 1);
-choose_rows(1, found, chosen, choices + token_turn * CHOICE_WORDS, margin);
-if (!goes_on(state, 1, token_turn, chosen, margin)) break;
+if (!choose_and_go_on(state, 1, 1, token_turn, found, chosen, choices, reinterpret_cast<float*>(chosen + 1))) break;
 ++position;
 }
 if (block == 0 && tid == 0) done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);

@@ -292,9 +292,7 @@ float* found = chooses ? scratch + AT_CHOICES : nullptr;
 look_at_row(0, [&](int, int i) { return load_float4(all_logits + i); }, shows_logits ? logits : nullptr, found, nullptr, sums);
 if (!chooses) break;
 grid_barrier.wait();
-float* margin = reinterpret_cast<float*>(chosen + 1);
-choose_rows(1, found, chosen, choices + token_turn * CHOICE_WORDS, margin);
-if (!goes_on(state, 1, token_turn, chosen, margin)) break;
+if (!choose_and_go_on(state, 1, 1, token_turn, found, chosen, choices, reinterpret_cast<float*>(chosen + 1))) break;
 ++position;
 }
 if (tid == 0) *over = 1;

@@ -405,8 +405,7 @@ if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
 #include "step_turns_end"
 float* margins = reinterpret_cast<float*>(chosen + MOST_PIECES);
-choose_rows(rows - logits_from, found, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS, margins);
-if (!goes_on(state, rows, token_turn, chosen, margins)) break;
+if (!choose_and_go_on(state, rows, rows - logits_from, token_turn, found, chosen, choices, margins)) break;
 ++position;
 }
 if (block == 0 && tid == 0) done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);

@@ -56,6 +56,7 @@ struct TreeRow {
   int token = NONE, parent = NONE, chance = 0, depth = 0, match = 0;  // a match is its length << 26 | where it goes on
   int trunk = NONE, trunk_chance = 0, other = NONE, other_chance = 0, left = 1 << CHANCE_BITS;
   int next[TOP] = {NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE};
+  static_assert(TOP == 8, "successors of a token are two pieces of 16 bytes");
 
   DEVICE void follow(const int* text, int its_match, int its_chance) {
     match = its_match;

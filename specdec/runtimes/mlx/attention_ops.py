@@ -8,7 +8,7 @@ from typing import Any
 
 from specdec.model.layers import Attention
 from specdec.runtimes.mlx.cache import SPAN
-from specdec.runtimes.mlx.kernels import Constant
+from specdec.runtimes.mlx.kernels import Constant, present
 from specdec.runtimes.mlx.ops import Ops, Selection, cache_step
 from specdec.runtimes.mlx.state import STATE_CONSTANTS
 
@@ -66,8 +66,7 @@ def rotate(
     constants |= {"INTERLEAVED": attention.rope.kind == "interleaved", "BIAS": vectors.bias is not None}
     constants["QK_NORM"] = _QK_NORMS[attention.qk_norm]
     inputs = {"qkv": qkv} | given | ({"angles": angles} if dims else {})
-    others = {"growth": growth, "bias": vectors.bias, "norms": vectors.norms}
-    inputs |= {name: array for name, array in others.items() if array is not None}
+    inputs |= present(growth=growth, bias=vectors.bias, norms=vectors.norms)
     made = {"queries": ((rows, attention.heads, size), ops.mx.float32)}
     grid = (attention.heads + 2 * attention.kv_heads, rows)
     return ops.run("rotate", constants, inputs | {"state": state}, made, grid, _LANES)[0]
@@ -116,8 +115,7 @@ def combine(
     constants: dict[str, Constant] = {"HEADS": heads, "SIZE": attention.head_dim, "SPLITS": count, "SPAN": SPAN}
     constants |= {"WINDOW": _window(attention), "SINKS": vectors.sinks is not None}
     constants["GATES"] = 0 if gates is None else gates.shape[0]
-    given = {"splits": splits, "sinks": vectors.sinks, "gates": gates}
-    inputs, width = {name: array for name, array in given.items() if array is not None}, attention.query_width
+    inputs, width = present(splits=splits, sinks=vectors.sinks, gates=gates), attention.query_width
     made = ops.make_rows("attention_sum", constants, inputs, {}, state, rows, width, draft=draft, selection=selection)
     return made["activation"], made.get("counts")
 

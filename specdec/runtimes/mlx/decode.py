@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,13 @@ class Decoder:
         self._choices = 0  # address of the device's choices
         self._host: np.ndarray | None = None
         self._begun: _Begun | None = None  # for the next `run`
+
+    def __del__(self) -> None:
+        """Passes that were begun use the model's memory, which is freed next."""
+        with suppress(OSError):
+            self.finish()
+            for graph in self._graphs.values():
+                self._driver.forget(graph)
 
     def run(self, parts: Sequence[Part], angles: Any, ahead: int, further: int = 0) -> np.ndarray:
         """Put keys and values of all rows into their caches and choose the token after each. Nothing else may run.

@@ -73,6 +73,7 @@ def kernel_text(
     outputs: Sequence[str],
     bounds: tuple[int, int] | None = None,
     parts: Sequence[str] = (),
+    types: Sequence[str] = (),
 ) -> KernelText:
     """The text of a kernel.
 
@@ -84,12 +85,14 @@ def kernel_text(
         outputs: names of the outputs.
         bounds: CUDA: threads in a block, and blocks that should fit on a multiprocessor together.
         parts: files of functions that need the constants, in front of the kernel.
+        types: of the inputs and outputs, where the text may be for several: MLX keeps machine code by the name alone.
     """
     lines = define(constants)
     source, header = lines + body(backend, name), prelude(backend)
     if parts:
         source, header = body(backend, name), header + lines + "".join(part(backend, file) for file in parts)
-    digest = hashlib.sha256(f"{header}{source}{inputs}{outputs}{bounds}".encode()).hexdigest()[:16]
+    whole = f"{header}{source}{inputs}{outputs}{bounds}{''.join(types)}"
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
     unique = f"specdec_{name}_{digest}"
     if bounds and backend == "cuda":
         # MLX writes `__global__ void custom_kernel_NAME(`: a macro of that name is the only way to say how many threads
@@ -102,6 +105,11 @@ def kernel_text(
 def define(constants: Mapping[str, Constant]) -> str:
     """The lines in front of a text that give it its sizes and types."""
     return "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items())
+
+
+def present(**arrays: Any) -> dict[str, Any]:
+    """Inputs of a kernel by name, in order, without those that there are not: None."""
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _literal(value: Constant) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from specdec.model.layers import Mlp
 from specdec.runtimes.mlx.jobs import Jobs
-from specdec.runtimes.mlx.kernels import Constant
+from specdec.runtimes.mlx.kernels import Constant, present
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.state import STATE_CONSTANTS
 
@@ -36,8 +36,7 @@ def route(
     shares_of_all = mlp.router == "softmax-then-top" and not mlp.renormalise
     constants: dict[str, Constant] = {"WIDTH": width, "EXPERTS": mlp.experts, "USED": used, "WARPS": _WARPS}
     constants |= {"ROUTER": int(shares_of_all), "BIAS": bias is not None, "KEEPS": keep is not None} | STATE_CONSTANTS
-    given = {"plain": plain, "table": table, "bias": bias, "keep": keep, "state": state}
-    inputs = {name: array for name, array in given.items() if array is not None}
+    inputs = present(plain=plain, table=table, bias=bias, keep=keep, state=state)
     made = {
         "chosen": ((rows * used,), ops.mx.int32),
         "shares": ((rows, used), ops.mx.float32),
@@ -72,11 +71,9 @@ def add_up(
     """
     parts, _, width = down.shape
     rows = shares.shape[0]
-    given = {"down": down, "bias": bias, "chosen": jobs.chosen, "shares": shares}
-    given |= {"shared": shared, "shared_bias": shared_bias, "state": state}
+    inputs = present(down=down, bias=bias, chosen=jobs.chosen, shares=shares, shared=shared, shared_bias=shared_bias)
     constants: dict[str, Constant] = {"PARTS": parts, "ROWS": rows, "WIDTH": width, "USED": jobs.used}
     constants |= {"BIAS": bias is not None, "SHARED_PARTS": 0 if shared is None else shared.shape[0]}
     constants |= {"SHARED_BIAS": shared_bias is not None, "THREADS": _THREADS}
-    inputs = {name: array for name, array in given.items() if array is not None}
     made = {"y": ((1, rows, width), ops.mx.float32)}
-    return ops.run("mixture", constants, inputs, made, (-(-width // _THREADS), rows), _THREADS)[0]
+    return ops.run("mixture", constants, inputs | {"state": state}, made, (-(-width // _THREADS), rows), _THREADS)[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specdec.runtimes.mlx.jobs import Jobs, job_constants, job_inputs
-from specdec.runtimes.mlx.kernels import Constant, build, kernel_text
+from specdec.runtimes.mlx.kernels import Constant, build, kernel_text, present
 from specdec.runtimes.mlx.pack import BUCKET_TILE, INPUT_STEP, INT4_TILE, padded
 from specdec.runtimes.mlx.state import MAX_ROWS, STATE_CONSTANTS
 
@@ -133,8 +133,7 @@ class Ops:
             selection: how a draft chooses.
         """
         rows, width = x.shape
-        given = {"x": x, "parts": parts, "bias": bias, "post": post, "weight": weight}
-        inputs = {name: array for name, array in given.items() if array is not None}
+        inputs = present(x=x, parts=parts, bias=bias, post=post, weight=weight)
         wide = ((rows, width), self.mx.float32)
         outputs = ({} if parts is None else {"sum": wide}) | ({"plain": wide} if plain else {})
         constants: dict[str, Constant] = {"PARTS": 0 if parts is None else parts.shape[0], "EPSILON": float(eps)}
@@ -414,7 +413,8 @@ class Ops:
             fit: blocks that should fit on a multiprocessor together.
             parts: files of functions that it needs.
         """
-        key = (name, *constants.items(), *inputs, *outputs, threads, fit, *parts)
+        types = [str(array.dtype) for array in inputs.values()] + [str(dtype) for _, dtype in outputs.values()]
+        key = (name, *constants.items(), *inputs, *outputs, *types, threads, fit, *parts)
         if key not in self._built:
             text = kernel_text(
                 self.backend,
@@ -424,6 +424,7 @@ class Ops:
                 outputs=list(outputs),
                 bounds=(threads, fit),
                 parts=parts,
+                types=types,
             )
             self._built[key] = build(self.mx, self.backend, text)
         return self._built[key](

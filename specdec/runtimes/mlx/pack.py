@@ -239,9 +239,10 @@ def bucket_parts(matrix: BucketedMatrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_bucket(mx: Any, values: Any, places: Any) -> Any:
-    """Records for `bucket`, the same for both backends: uint8 (tiles, runs, padded in, 160), flat.
+    """Records for `bucket`, the same for both backends: uint8 (tiles, runs, padded in, 160).
 
-    A record has 16 lanes of four 16-bit values and of four 4-bit positions.
+    A record has 16 lanes of four 16-bit values and of four 4-bit positions. Records are not flat: the logits layer of a
+    large vocabulary has more than 2^31 bytes of them, and MLX counts an axis in 32 bits.
 
     Args:
         mx: MLX.
@@ -254,4 +255,4 @@ def pack_bucket(mx: Any, values: Any, places: Any) -> Any:
     values = pad(mx, values, (runs, rows, tiles * lanes, RUN)).reshape(runs, rows, tiles, lanes * RUN)
     places = pad(mx, places, (runs, rows, tiles * lanes), 0x3210).reshape(runs, rows, tiles, lanes)
     both = mx.concatenate([values, places], axis=-1).transpose(2, 0, 1, 3)
-    return mx.contiguous(both).reshape(-1).view(mx.uint8)
+    return mx.contiguous(both).view(mx.uint8)

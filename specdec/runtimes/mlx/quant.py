@@ -85,7 +85,7 @@ class PackedQuant:
         form: of its type.
         outputs: out.
         inputs: in.
-        data: uint8, flat: heads, upper bits, lower bits, as `pack_quant` says.
+        data: uint8: heads, upper bits, lower bits, flat, as `pack_quant` says; or what `pack_plain` makes.
         scores: float32 (in, 1).
     """
 
@@ -162,6 +162,8 @@ def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
 def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
     """A matrix that a quantised store has in 16 bits, for the same kernels: (tiles, in padded to 32, 128), no heads.
 
+    Its bytes are not flat: a large matrix has more than 2^31 of them, and MLX counts an axis in 32 bits.
+
     Args:
         mx: MLX.
         bits: raw bits, uint16 (out, in).
@@ -170,7 +172,7 @@ def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
     """
     outputs, inputs = bits.shape
     wide = pad(mx, bits, (padded(outputs, TILE), padded(inputs, GROUP)))
-    data = mx.contiguous(_in_lanes(wide)).reshape(-1).view(mx.uint8)
+    data = mx.contiguous(_in_lanes(wide)).reshape(-1, wide.shape[1], TILE).view(mx.uint8)
     mx.eval(data)
     form = QuantForm(dtype, PLAIN, 0, 1, False, dtype == "bfloat16", "")
     return PackedQuant(form, outputs, inputs, data, scores)

@@ -81,10 +81,11 @@ def rank_step(
     memory = shared.memory(RankStep.bytes_for(config, dtype))
     if memory is None:
         return None
-    return RankStep(
+    made = RankStep(
         mx, config, dtype=dtype, share=share, memory=memory, driver=driver, layers=layers, head=head,
         final_norm=final_norm, embeddings=embeddings, patience_s=PATIENCE_S,
     )  # fmt: skip
+    return made if made.fits else None
 
 
 class RankStep:
@@ -124,6 +125,12 @@ class RankStep:
         self._scratch, self._scratch_floats = 0, 0
         self._caches: dict[int, list[int]] = {}
         self._turns: tuple[Any, int] = (None, 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block has memory for every kernel; the same on all GPUs. Rows of two parts may be too wide."""
+        kinds = [("int4", 1), *(("dense", rows) for rows in ROW_STEPS)]
+        return all(self._sizes(mode, rows)[1] <= _SHARED_BYTES for mode, rows in kinds)
 
     @staticmethod
     def bytes_for(config: ModelConfig, dtype: str) -> int:

@@ -68,7 +68,8 @@ class Recycler:
         most_tokens: int,
     ) -> None:
         self._driver, self._address, self._own = driver, address, own
-        self._room = -(-most_tokens // TOP) * TOP  # tokens of a text
+        most = max(most_tokens, MAX_ROWS * (1 + MOST_AHEAD))  # of a text, and of a launch of a survey
+        self._room = -(-most // TOP) * TOP
         self._table = vocab_size * TOP
         self._memory: Any = None
         self._place = 0  # its address on the device

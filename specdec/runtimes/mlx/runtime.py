@@ -6,7 +6,8 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -120,14 +121,10 @@ class MlxRuntime:
         self._transformer = self._load()
         self._forms = ExactForms(self._mx, self._loader, self._transformer)
         self._takes = Takes(
-            self._mx,
-            self.config,
-            self._transformer.linears,
-            bucket_size=store.layout.bucket_size,
-            by_inputs=store.selection == "inputs",
-            quantised=store.quantised,
+            self._mx, self.config, self._transformer.linears, bucket_size=store.layout.bucket_size,
+            by_inputs=store.selection == "inputs", quantised=store.quantised,
             whole=self._transformer.whole is not None,
-        )
+        )  # fmt: skip
         self._wide = WidePasses(
             self._mx, self._transformer, self._lock, quantised=store.quantised, weight_bytes=self._weight_bytes
         )
@@ -178,6 +175,8 @@ class MlxRuntime:
             return
         check_view(view, self.views())
         with self._lock:
+            if view in self._prepared:  # meanwhile: tables of addresses may refer to it already
+                return
             if view in ("bucket", "int4"):
                 flows = self._transformer.whole is not None and self._transformer.whole.flows
                 for linear in reported(self._transformer.linears, progress):
@@ -215,7 +214,7 @@ class MlxRuntime:
         """Find the likeliest tokens after a text and one further token; see `Surveyor`. Only where `info.recycles`."""
         held = self._transformer.new_cache(len(prefix) + MAX_ROWS, self._lock)
         self.forward([Rows(held, prefix[:-1], resolve_efforts(1.0, self.config), logits="none")])
-        with self._lock:
+        with self._launching():
             return self._turning.survey(held, prefix[-1], tokens)
 
     def use_successors(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
@@ -272,26 +271,41 @@ class MlxRuntime:
             check_view(view, self.views())
         if states:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
+        with self._launching():
+            return self._run(batch, view)
+
+    @contextmanager
+    def _launching(self) -> Iterator[None]:
+        """The lock. Where the block fails, waits for what it launched: that may use memory that the caller frees."""
         with self._lock:
-            shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
-            self._wide.finish(shares)
-            if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
-                self._begin(batch[0].efforts, shared=False)
-                return [self._turning.run(batch[0], shares[0])]
-            self.prepare(view)
-            if view == EXACT and not self._store.quantised:
-                self._need_forms({share.mode for share in shares})
-            self._begin(batch[0].efforts, shared=len(batch) > 1)
-            ahead = self._ahead(batch, shares, view)
-            further = self._further(batch, shares, ahead)
-            for share in shares:
-                share.cache.reserve(share.cache.length + len(share.ids) + ahead + further)
-            shown = [Shown(rows) for rows in batch]
-            self._wide.run(shares, shown, ahead, further)
-            for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
-                self._steps.run(step, view, shown, ahead)
-            for share in shares:
-                share.cache.advance(len(share.ids) + shown[share.number].ahead)
+            try:
+                yield
+            except BaseException:
+                with suppress(OSError):
+                    self._wait()
+                raise
+
+    def _run(self, batch: Sequence[Rows], view: str) -> list[Pass]:
+        """`forward` of checked rows, under the lock."""
+        shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
+        self._wide.finish(shares)
+        if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
+            self._begin(batch[0].efforts, shared=False)
+            return [self._turning.run(batch[0], shares[0])]
+        self.prepare(view)
+        if view == EXACT and not self._store.quantised:
+            self._need_forms({share.mode for share in shares})
+        self._begin(batch[0].efforts, shared=len(batch) > 1)
+        ahead = self._ahead(batch, shares, view)
+        further = self._further(batch, shares, ahead)
+        for share in shares:
+            share.cache.reserve(share.cache.length + len(share.ids) + ahead + further)
+        shown = [Shown(rows) for rows in batch]
+        self._wide.run(shares, shown, ahead, further)
+        for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
+            self._steps.run(step, view, shown, ahead)
+        for share in shares:
+            share.cache.advance(len(share.ids) + shown[share.number].ahead)
         return [one.result(self.config.vocab_size, alone=len(batch) == 1) for one in shown]
 
     def _ahead(self, batch: Sequence[Rows], shares: list[Share], view: str) -> int:
@@ -409,18 +423,10 @@ class MlxRuntime:
                     f"the one kernel of a single GPU: divide it only if one GPU has no memory for it"
                 )
         transformer = Transformer(
-            self._mx,
-            self._ops,
-            config,
-            layers=layers,
-            final_norm=final_norm,
-            head=head,
-            embeddings=embeddings,
-            tier_sizes=store.layout.tier_sizes,
+            self._mx, self._ops, config, layers=layers, final_norm=final_norm, head=head, embeddings=embeddings,
+            tier_sizes=store.layout.tier_sizes, shared=shared, ranks=ranks,
             whole=self._whole_step(layers, head, embeddings) if share is None else None,
-            shared=shared,
-            ranks=ranks,
-        )
+        )  # fmt: skip
         # All of it: what is not evaluated belongs to this thread, and passes may come from others.
         self._mx.eval([layer.vectors for layer in layers], transformer.final_norm)
         self._mx.clear_cache()  # what packing has used

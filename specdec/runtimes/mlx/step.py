@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec.kernels.reference.recycle import TOP
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.addresses import addresses_of, table_of
 from specdec.runtimes.mlx.attention_ops import WINDOWLESS
@@ -57,8 +58,8 @@ SPLIT_SIZE = 4  # floats of a split in addition to its values
 # Of the ring through which weights reach a warp.
 _STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}
 PARTS = tuple(f"step_{part}.cuh" for part in ("grid", "rows", "choice", "attention", "choose", "recycle"))
-# Of a row: the two largest logits, sums of weights and of their moments, the token; 8 likeliest ranks and tokens.
-CHOICE_WORDS, TOP_WORDS = 8, 16
+# Of a row: the two largest logits, sums of weights and of their moments, the token; likeliest ranks and tokens.
+CHOICE_WORDS, TOP_WORDS = 8, 2 * TOP
 STATE_WORDS = padded(STATE_SIZE + 3 * MAX_ROWS + 1, 4)  # of a block's copy of the state, tokens chosen, and a tree
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
@@ -300,6 +301,7 @@ class WholeStep:
             constants = self._constants(kind) | STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_WORDS": STATE_WORDS}
             constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared, "RECYCLES": kind.recycles}
             constants |= {"CHOICE_WORDS": CHOICE_WORDS, "TAKES": 7 * self.config.num_layers + 1}  # numbers of a line
+            constants["SUCCESSORS"] = TOP
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
             body, *parts = self._files(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -105,9 +106,12 @@ def _share_to_keep(effort: float) -> float:
 
 
 def kept(held: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
-    """A value of a table that does not grow without bounds: a policy may try any number of efforts."""
-    if key not in held:
-        if len(held) >= _MOST_SCHEDULES:
-            held.clear()
-        held[key] = make()
-    return held[key]
+    """A value of a table that does not grow without bounds: a policy may try any number of efforts. Another thread may
+    empty the table at any time."""
+    with suppress(KeyError):
+        return held[key]
+    made = make()
+    if len(held) >= _MOST_SCHEDULES:
+        held.clear()
+    held[key] = made
+    return made

@@ -121,6 +121,17 @@ inline void copy_bulk(unsigned to, const void* from, int count, unsigned counter
 inline void wait_counter(unsigned at, unsigned parity) {
   while (!counter_has_come(at, parity)) let_others_run();
 }
+// Words that lie next to each other, one after the other.
+template <class... T>
+void put_words(void* to, T... words) {
+  int at = 0;
+  ((static_cast<volatile unsigned*>(to)[at++] = words), ...);
+}
+template <class... T>
+void take_words(const void* from, T&... words) {
+  int at = 0;
+  ((words = static_cast<const volatile unsigned*>(from)[at++]), ...);
+}
 void meet_some(int threads);  // a barrier of some of a block's threads
 
 inline float to_number(__half v) { return float(v.v); }

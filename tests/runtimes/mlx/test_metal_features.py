@@ -297,6 +297,19 @@ def test_experts_of_several_types_are_refused(runtime_of):
         runtime_of(SyntheticSource(config, types=types), quantised="keep")
 
 
+def test_cuda_kernels_of_other_types_have_other_names(monkeypatch, tmp_path: Path):
+    """A row in the exact view and in a draft differ in types alone, and so do models of 16 bits of either kind."""
+    collector = use_cuda_texts(monkeypatch)
+    from specdec.runtimes.mlx.runtime import MlxRuntime
+
+    for dtype in ("bfloat16", "float16"):
+        source = SyntheticSource(replace(FEATURED["gemma"], layers=FEATURED["gemma"].layers[:1]), dtype=dtype)
+        runtime = MlxRuntime(Store.open(convert(source, tmp_path / dtype), verify=False))
+        for view in ("exact", "int4"):
+            logits_of(runtime, IDS[:1], 1, view=view)
+    assert len({name for name in collector.texts if "_embed_" in name}) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
 @pytest.mark.parametrize(

@@ -228,6 +228,16 @@ def test_what_is_begun_is_lost_to_other_passes(monkeypatch: pytest.MonkeyPatch, 
     assert len(driver.replayed) == 4 + 4 + 1
 
 
+def test_a_model_that_is_dropped_waits_for_what_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    decoder.run([wanted(1, 40, number) for number in range(20)], object(), 3, 4)
+    waited: list[int] = []
+    monkeypatch.setattr(driver, "wait", lambda: waited.append(len(driver.graphs)))
+    del decoder
+    assert waited == [1]
+    assert not driver.graphs
+
+
 def test_memory_of_passes_under_way_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     class Array:
         """Stands for keys and values."""

@@ -6,6 +6,7 @@ The kernels themselves run in `test_gpu_*`, on a GPU.
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,38 @@ def test_views_are_late_until_they_are_needed(made):
     assert 0 < late.view_s <= late.exact_s
     runtime.prepare(name)
     assert runtime.views()[name].late is None
+
+
+def test_a_view_is_made_once_whoever_asks_for_it(made, monkeypatch):
+    """A thread that waits while another makes it finds tables that refer to it."""
+    runtime, _ = made
+    name = runtime.info.auto_draft[0]
+    runtime._prepared.discard(name)
+    packed: list[Any] = []
+    monkeypatch.setattr(runtime._loader, "int4", lambda linear, **_: packed.append(linear))
+    views, begun = runtime.views, threading.Semaphore(0)
+    monkeypatch.setattr(runtime, "views", lambda: (begun.release(), views())[1])
+    with runtime._lock:
+        others = [threading.Thread(target=runtime.prepare, args=(name,)) for _ in range(3)]
+        for one in others:
+            one.start()
+            begun.acquire()
+        runtime.prepare(name)
+    for one in others:
+        one.join()
+    assert len(packed) == (0 if name == "nested" else len(runtime._transformer.linears))
+
+
+def test_a_pass_that_fails_is_waited_for(made, monkeypatch):
+    """Its caller may free memory that a launch uses."""
+    runtime, driver = made
+    fresh(driver)
+    waited: list[int] = []
+    monkeypatch.setattr(driver, "wait", lambda: waited.append(len(driver.launched)))
+    monkeypatch.setattr(driver, "read", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        runtime.forward([rows_of(runtime, [9])])
+    assert waited == [1]
 
 
 def test_greedy_answers_ask_for_choices(made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_
 
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Planned, Recycling, Rows
-from specdec.runtimes.mlx.recycle import BEGINS, RANKS_AT, SECOND_AT, SURVEYS, TEXT_AT
-from specdec.runtimes.mlx.state import AHEAD, ENDS, LOGITS_FROM, RECYCLE, RECYCLE_SIZE, SHOWS
+from specdec.runtimes.mlx.recycle import BEGINS, RANKS_AT, SECOND_AT, SURVEYS, TEXT_AT, Recycler
+from specdec.runtimes.mlx.state import AHEAD, ENDS, LOGITS_FROM, RECYCLE, RECYCLE_SIZE, SHOWS, STATE_SIZE
 from specdec.store import Store, convert
 
 mx: Any = pytest.importorskip("mlx.core")
@@ -153,6 +154,15 @@ def test_a_survey_asks_for_every_token_once(made):
         driver.trees = [([20, 4], [-1, 0], [5, 9])]
         runtime.forward([asked(runtime, held_of(runtime, 20), text)])
         assert driver.told[-1][RECYCLE + 4] == mode
+
+
+def test_a_survey_has_room_where_texts_are_short():
+    driver: Any = FakeDriver()
+    recycler = Recycler(driver, lambda count: np.zeros(count), lambda _: 4096, vocab_size=500, most_tokens=64)
+    state, cache = np.zeros(STATE_SIZE, np.int32), SimpleNamespace(positions=256)
+    recycler.tell_survey(state, cache, range(240), 16)  # type: ignore[arg-type]
+    assert state[RECYCLE + 1] == 240 <= state[RECYCLE + 7]
+    assert driver.sent[-1][1].tolist() == list(range(240))
 
 
 @pytest.mark.parametrize(

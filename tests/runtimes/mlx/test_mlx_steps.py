@@ -29,6 +29,7 @@ from specdec.runtimes.mlx.state import (
     state_of,
 )
 from specdec.runtimes.mlx.step_flow import FLOW_VARIABLE, wants_flow
+from specdec.runtimes.mlx.takes import kept
 
 FULL = Efforts(np.ones(3))
 
@@ -171,6 +172,17 @@ def test_a_fork_is_a_copy(cache):
     assert cache.fork(0, 7).nbytes == 0
     with pytest.raises(InvalidArgumentError, match="cannot hold 12"):
         cache.fork(12, 20)
+
+
+def test_a_table_that_another_thread_empties_gives_its_value_all_the_same():
+    class Emptied(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            super().__setitem__(key, value)
+            self.clear()
+
+    assert kept(Emptied(), "one", lambda: 3) == 3
+    table: dict[str, Any] = {}
+    assert [kept(table, "none", lambda value=value: value) for value in (None, 5)] == [None, None]
 
 
 def test_weights_flow_only_where_the_user_asks_for_it(monkeypatch):

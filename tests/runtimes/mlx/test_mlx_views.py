@@ -10,6 +10,7 @@ import pytest
 from specdec.runtimes.mlx.build_int4 import build_int4
 from specdec.runtimes.mlx.pack import (
     LINE,
+    pack_bucket,
     pack_dense,
     pack_int4,
     pack_stream_int4,
@@ -18,6 +19,7 @@ from specdec.runtimes.mlx.pack import (
     unpack_dense,
     unpack_stream_int4,
 )
+from specdec.runtimes.mlx.quant import pack_plain
 from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
 from specdec.runtimes.mlx.weights import Linear, lines_of
 from specdec.weights.bucket import BucketedMatrix
@@ -112,3 +114,13 @@ def test_weights_of_an_input_lie_together(outputs, paired, inputs):
         assert np.array_equal(lines[tile], wanted)
         seen[which] += LINE
     assert all(count >= len(part) for count, part in zip(seen, parts, strict=True))
+
+
+def test_bytes_of_large_vocabularies_are_more_than_32_bits_count(monkeypatch):
+    """The logits layers of Gemma 3 12B and 27B; shapes alone, nothing is computed."""
+    monkeypatch.setattr(mx, "eval", lambda *_: None)
+    values, places = (mx.broadcast_to(mx.zeros((), mx.uint16), (4, 3840, 1 << 14, *more)) for more in ((4,), ()))
+    assert pack_bucket(mx, values, places).shape == (1 << 10, 4, 3840, 160)
+    plain = pack_plain(mx, mx.broadcast_to(mx.zeros((), mx.uint16), (1 << 18, 5376)), "bfloat16", None)
+    assert plain.data.shape == (1 << 11, 5376, 256)
+    assert plain.data.nbytes == 2 * (1 << 18) * 5376

@@ -140,6 +140,22 @@ def test_quantised_models_are_said_to_gain_nothing(use_host: Any, tmp_path: Path
     assert len(found) == 1
 
 
+def test_rows_that_are_too_wide_for_a_block_go_through_kernels_for_each_phase(
+    store: Store, use_host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_step, "_SHARED_BYTES", 4 << 10)
+    grids = Grids(2, tmp_path)
+
+    def work(exchange: ThreadExchange) -> list[bool]:
+        exchange.reaches_memory = True
+        use_host(HostCuda(exchange.rank, grids))
+        made = runtime.MlxRuntime(store, share=Share(store.config, store.layout.bucket_size, exchange))
+        return [made._transformer.ranks is None]
+
+    with pytest.warns(UserWarning, match="2 GPUs run a step of this model as a kernel for each phase"):
+        assert on_threads(2, work) == [[True], [True]]
+
+
 @pytest.mark.slow
 def test_gpus_go_ahead_together(store: Store, use_host: Any, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
