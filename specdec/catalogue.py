@@ -223,7 +223,7 @@ def _local(model: str | Path) -> Path | None:
     """
     if model == "":
         raise ModelFormatError("a model needs a name: give a path, ORG/NAME of a hub, or a name of the catalogue")
-    path = Path(model).expanduser()
+    path = paths.named(model)
     if path.exists():
         return path
     if path.is_symlink():

@@ -135,6 +135,8 @@ def test_models(
     says(run(capsys, "pull", "--list", "nosuch"), "--list lists all models and fetches none")
     says(run(capsys, "generate", "--model", "./nosuch", "--prompt", "x"), "no model at ./nosuch: give a store")
     says(run(capsys, "generate", "--model", "nosuch.gguf", "--prompt", "x"), "no model at nosuch.gguf")
+    says(run(capsys, "generate", "--model", "~nosuch/x", "--prompt", "x"), "no model at ~nosuch/x: give a store")
+    says(run(capsys, "rm", "~nosuch/x"), "the cache holds nothing named '~nosuch/x'")
     says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "generate", "--model", "", "--prompt", "x"), "a model needs a name: give a path")
     says(run(capsys, "convert", DATA / "tiny-llama", "-o", ""), "--output needs the name of a folder to create")
