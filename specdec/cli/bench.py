@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     Subparsers,
     add_model_argument,
@@ -38,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `bench` to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure speed and acceptance against plain decoding",
+        help=COMMANDS["bench"],
         description=(
             "Answer prompts in several ways of decoding, in turns with plain decoding; check that all answers are the "
             "same; report speed, speed-up, acceptance and where the time went. After an interrupt the same command "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec import catalogue, paths
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import RuntimeUnavailableError
@@ -35,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `doctor` to the command line."""
     parser = subparsers.add_parser(
         "doctor",
-        help="show what this machine has, and which runtime would be used",
+        help=COMMANDS["doctor"],
         description="Show processor, GPU, runtimes (and why one is not available), packages and models. Bug reports "
         "should contain it.",
         **examples("specdec doctor", "specdec doctor --json"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     MODEL_HELP,
     Subparsers,
@@ -32,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `serve` to the command line."""
     parser = subparsers.add_parser(
         "serve",
-        help="answer requests over HTTP",
+        help=COMMANDS["serve"],
         description="Answer HTTP requests through OpenAI's and Anthropic's interfaces. Requests share passes; each "
         "answer has the tokens that it would have alone. A chat page is at the server's address.",
         **examples(
