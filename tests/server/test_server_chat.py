@@ -245,6 +245,17 @@ def test_what_is_wrong_is_said_in_openais_form(
         assert (streamed.status_code, streamed.json()) == (status, response.json())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_bans_every_token_is_at_fault(server: Running, stream: bool) -> None:
+    size = server.get("/v1/models").json()["data"][0]["meta"]["n_vocab"]
+    bans = {str(token): -100 for token in range(size)}
+    response = server.chat(max_tokens=4, logit_bias=bans, stream=stream)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "no token can follow" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
