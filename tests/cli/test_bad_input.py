@@ -124,6 +124,10 @@ def test_prompts(
     says(run(capsys, *generate, "--prompt-file", tmp_path), "cannot read the prompt .*directory")
     says(run(capsys, *generate, "--prompt", "x", "--prompt-file", "y"), "not allowed with argument")
     says(run(capsys, *generate, "--prompt", "x" * 200), "the prompt has 203 tokens and the model's context holds 128")
+    (tmp_path / "long.txt").write_text("x " * 10_000)
+    for raw in ((), ("--raw",)):
+        ran = run(capsys, *generate, "--prompt-file", tmp_path / "long.txt", *raw)
+        says(ran, r"the prompt has at least \d+ tokens and the model's context holds 128")
 
 
 def test_models(

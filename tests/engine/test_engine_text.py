@@ -246,7 +246,7 @@ def test_plain_and_mixed_stop_strings_together():
 
 def test_a_prompt_with_a_token_that_the_model_has_no_row_for():
     class Wide(ByteTokenizer):
-        def encode(self, text, *, add_bos=None):
+        def encode(self, text, *, add_bos=None, fit=None):
             return [258]
 
     with pytest.raises(InvalidArgumentError, match="holds token 258, and the model has rows for 258 tokens only"):

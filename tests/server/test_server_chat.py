@@ -321,6 +321,21 @@ def test_a_prompt_beyond_the_context(server: Running, client: Any) -> None:
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x" * 200}])
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "messages"
+    assert "However, your prompt has 2" in str(caught.value)
+
+
+def test_a_prompt_far_beyond_the_context_is_not_encoded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_encode", "_encode_parts"):
+        monkeypatch.setattr(type(server.model.tokenizer), name, None)
+    long = "x " * 50_000
+    for path, fields in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+        ("/v1/completions", {"prompt": long}),
+    ):
+        response = server.post(path, {"model": NAME, **fields})
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert "However, your prompt has at least " in response.json()["error"]["message"]
 
 
 def test_an_answer_ends_with_the_context(server: Running) -> None:
