@@ -147,9 +147,14 @@ def _name(model: str) -> str:
 
 
 def _api_keys(given: list[str] | None) -> tuple[str, ...]:
-    """The keys of the command line, or else that of the environment, where other users cannot see it."""
+    """The keys of the command line, or else those of the environment, where other users cannot see them."""
+    if given:
+        return tuple(given)
     kept = os.environ.get(API_KEY_VARIABLE, "")
-    return tuple(given) if given else tuple(key for key in kept.split(",") if key)
+    keys = tuple(key for key in kept.split(",") if key)
+    if kept and not keys:
+        raise InvalidArgumentError(f"{API_KEY_VARIABLE} is {kept!r} and holds no key: set keys with commas between")
+    return keys
 
 
 def _efforts(text: str) -> tuple[float, ...]:

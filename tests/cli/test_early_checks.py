@@ -31,6 +31,11 @@ def test_options_of_serve(capsys: pytest.CaptureFixture[str], arguments: tuple[s
     says(run(capsys, "serve", MISSING, *arguments), told)
 
 
+def test_keys_of_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_API_KEY", ",")
+    says(run(capsys, "serve", MISSING), "SPECDEC_API_KEY is ',' and holds no key: set keys with commas between")
+
+
 @pytest.mark.parametrize("command", [("serve", MISSING), ("generate", "--model", MISSING, "--prompt", "x")])
 @pytest.mark.parametrize(
     ("arguments", "told"),
