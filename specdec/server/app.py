@@ -76,8 +76,8 @@ def _cors(settings: ServerSettings) -> list[Middleware]:
     return [
         Middleware(
             CORSMiddleware,
-            allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
