@@ -17,7 +17,7 @@ from specdec.cli.common import (
     examples,
     load_model,
 )
-from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.cli.output import add_json_option, check_different, check_json, write_json_output
 from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.engine.options import CONDITION_OPTIONS, DRAFT_OPTIONS, FLAGS, flag_of
 from specdec.errors import InvalidArgumentError
@@ -132,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan, limit = _plan(arguments), _noise_limit(arguments)
     check_json(arguments)
     check_outputs(arguments)
+    check_different(arguments, "csv", "resume")
     model = load_model(arguments)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:

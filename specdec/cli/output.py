@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,17 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     check_different(arguments, "out")
 
 
-def check_different(arguments: argparse.Namespace, name: str) -> None:
-    """Refuse one file for `--json` and for another option.
+def check_different(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuse one file for two of `--json` and other options.
 
     Raises:
-        InvalidArgumentError: both name the same file.
+        InvalidArgumentError: two name the same file.
     """
-    other = getattr(arguments, name)
-    named = arguments.json not in (None, STANDARD_OUTPUT) and other is not None
-    if named and Path(arguments.json).resolve() == Path(other).resolve():
-        raise InvalidArgumentError(f"--json and --{name} need different files")
+    given = {name: getattr(arguments, name) for name in ("json", *names)}
+    files = {name: Path(path).resolve() for name, path in given.items() if path not in (None, STANDARD_OUTPUT)}
+    for (one, path), (other, same) in combinations(files.items(), 2):
+        if path == same:
+            raise InvalidArgumentError(f"--{one} and --{other} need different files")
 
 
 def write_json_output(arguments: argparse.Namespace, value: Any) -> None:

@@ -400,6 +400,10 @@ def test_prompt_files_that_make_no_sense_are_refused(tmp_path, name, content, to
         (("--csv", "gone/away.csv"), "the folder gone does not exist"),
         (("--resume", "gone/away.jsonl"), "the folder gone does not exist"),
         (("--draft-view", "int9"), "int9"),
+        (("--json", "one", "--csv", "./one"), "--json and --csv need different files"),
+        (("--csv", "one", "--resume", "one"), "--csv and --resume need different files"),
+        (("--report", "/dev/null/report"), "--report /dev/null/report: /dev/null is not a folder"),
+        (("--report", "/dev/null"), "--report /dev/null is a file: name a folder"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(bench, home, tmp_path, monkeypatch, arguments, told):
