@@ -26,6 +26,7 @@ from specdec.engine.flags import (
 from specdec.engine.grammar import Grammar, asked_grammar
 from specdec.engine.logprobs import MOST_LOGPROBS
 from specdec.engine.option_checks import (
+    check_flag,
     check_useful,
     check_variables,
     check_whole,
@@ -267,6 +268,8 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        for name in ("ignore_eos", "chat", "literal", "speculate"):
+            _set(self, name, check_flag(name, getattr(self, name)))
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _set(self, name, check_whole(name, getattr(self, name), least=0, most=MOST_LOGPROBS))

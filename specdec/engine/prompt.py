@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from specdec.errors import ContextLengthError, InvalidArgumentError
@@ -24,6 +24,8 @@ class EncodedPrompt(NamedTuple):
     ids: list[int]
     continues: bool
 
+
+_NOT_ITEMS = (bytes, bytearray, memoryview, Mapping, Set)
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]] | EncodedPrompt
 
@@ -108,9 +110,12 @@ def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
 
 def _items(prompt: Sequence[object]) -> list[object]:
     try:
-        return list(None if isinstance(prompt, (bytes, bytearray, memoryview)) else prompt)  # type: ignore[arg-type]
+        return list(None if isinstance(prompt, _NOT_ITEMS) else prompt)  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidArgumentError(f"a prompt must be text, token ids, or chat messages, not {prompt!r}") from None
+        hint = ": put a message into a list" if isinstance(prompt, Mapping) else ""
+        raise InvalidArgumentError(
+            f"a prompt must be text, token ids, or chat messages, not {prompt!r}{hint}"
+        ) from None
 
 
 def _are_messages(items: Sequence[object]) -> bool:

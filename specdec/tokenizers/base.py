@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 from specdec.tokenizers.chat_template import ChatTemplate
 from specdec.tokenizers.detokenizer import IncrementalDetokenizer
 from specdec.tokenizers.markup import Part, joined
@@ -94,8 +95,8 @@ class Tokenizer(ABC):
             fit: called before the work, with a number of tokens that the text takes at least; it may raise.
 
         Raises:
-            InvalidArgumentError: the text holds half a surrogate pair or more than 8 MiB, or there is no `bos_id` to
-                add.
+            InvalidArgumentError: it is not text, or holds half a surrogate pair or more than 8 MiB, or there is no
+                `bos_id` to add.
         """
         self._check_text(text, fit)
         ids = self._encode_parts([Part(text, True)]) if literal else self._encode(text)
@@ -115,9 +116,12 @@ class Tokenizer(ABC):
             continues: text comes before these tokens, so that a leading space stays (only sentencepiece drops it).
 
         Raises:
-            InvalidArgumentError: an id is negative.
+            InvalidArgumentError: an id is negative or not a whole number.
         """
-        joined = self._table.join(ids, skip_special=skip_special, continues=continues)
+        try:
+            joined = self._table.join(ids, skip_special=skip_special, continues=continues)
+        except unless_signalled(TypeError):
+            raise InvalidArgumentError(f"a tokenizer decodes a list of whole numbers, not {str(ids)[:60]}") from None
         return joined.decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -224,6 +228,8 @@ class Tokenizer(ABC):
         return max(map(len, self._table.pieces), default=0) or 1
 
     def _check_text(self, text: str, fit: Callable[[int], None] | None) -> None:
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"a tokenizer encodes text, not {text!r}")
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
