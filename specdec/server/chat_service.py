@@ -43,7 +43,7 @@ class ChatService:
         Raises:
             ApiError: it does not fit into the context, or the chat template refuses it.
         """
-        return await self._answers.encode(lambda: self._encoded(request), param="messages")
+        return await self._answers.encode(lambda: self._encoded(request), param=request.messages_field)
 
     async def rendered(self, request: ChatRequest) -> EncodedPrompt:
         """The same, however long it is.
@@ -54,7 +54,7 @@ class ChatService:
         try:
             return await self._answers.work(lambda: self._encoded(request, is_bounded=False))
         except InvalidArgumentError as error:
-            raise bad_request(str(error), "messages") from None
+            raise bad_request(str(error), request.messages_field) from None
 
     async def stream(
         self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None

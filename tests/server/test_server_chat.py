@@ -331,10 +331,12 @@ def test_a_prompt_far_beyond_the_context_is_not_encoded(server: Running, monkeyp
     for path, fields in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
         ("/v1/completions", {"prompt": long}),
+        ("/v1/responses", {"input": long}),
     ):
         response = server.post(path, {"model": NAME, **fields})
         assert response.status_code == 400, response.text
         assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert response.json()["error"]["param"] in fields
         assert "However, your prompt has at least " in response.json()["error"]["message"]
 
 
