@@ -63,8 +63,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        default="auto",
-        help="how --ranks divide it (default: %(default)s)",
+        help="how --ranks divide it (default: auto)",
     )
     add_licence_option(parser)
 

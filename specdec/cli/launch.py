@@ -102,8 +102,13 @@ def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | N
 
     Returns:
         The exit code; None where this process shall run the command itself.
+
+    Raises:
+        InvalidArgumentError: `--split` without `--ranks`, or a number of processes out of range.
     """
     ranks = getattr(arguments, "ranks", None)
+    if ranks is None and arguments.command != "launch" and getattr(arguments, "split", None) is not None:
+        raise InvalidArgumentError("--split divides a model among --ranks: give both, or --split to specdec launch")
     if ranks is None or arguments.command == "launch" or find_place() is not None:
         return None
     namespace = argparse.Namespace(
@@ -111,7 +116,7 @@ def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | N
         hostfile=None,
         backend=None,
         port=None,
-        split=arguments.split,
+        split=arguments.split or "auto",
         timeout_s=DEFAULT_TIMEOUT_S,
         python=None,
     )

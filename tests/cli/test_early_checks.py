@@ -43,6 +43,7 @@ def test_keys_of_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch
         (("--runtime", "fast"), "unknown runtime 'fast': choose from auto"),
         (("--threads", "0"), "--threads must be a whole number of at least 1, not 0"),
         (("--context", "-4"), "--context must be a whole number of at least 1, not -4"),
+        (("--split", "layers"), "--split divides a model among --ranks: give both"),
     ],
 )
 def test_options_of_loading(
