@@ -114,6 +114,8 @@ def _told() -> Iterator[None]:
         yield
     except SpecdecError as error:
         print(f"specdec: {' '.join(str(error).split())}", file=sys.stderr)
+    except MemoryError:  # the conversation outlives a model that is too large
+        print("specdec: not enough memory for that", file=sys.stderr)
     except KeyboardInterrupt as interrupt:
         take_interrupt(interrupt)
         print(file=sys.stderr)

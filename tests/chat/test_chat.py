@@ -22,6 +22,7 @@ from specdec.chat.commands import Commands
 from specdec.chat.conversation import Conversation, Turn
 from specdec.chat.reader import TerminalReader, history_file, plain_lines
 from specdec.chat.session import Session
+from specdec.cli import chat
 from specdec.errors import InvalidArgumentError, UnknownNameError
 
 MOST = 12
@@ -317,3 +318,17 @@ def test_files_that_cannot_be_named_are_refused(commands: Commands) -> None:
     for line in ("/save ~no-such-user/chat.json", "/load ~no-such-user/chat.json"):
         with pytest.raises(InvalidArgumentError, match=r"cannot (read|write) ~no-such-user/chat.json: No such file"):
             commands.run(line)
+
+
+def test_a_model_that_is_too_large_ends_no_conversation(
+    session: Session, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(_: str) -> specdec.Model:
+        raise MemoryError
+
+    commands.load = load
+    lines = iter(["Name a river.", "/model large", "/exit"])
+    chat._converse(chat._Talk(commands, has_colours=False, has_stats=False), lambda: next(lines))
+    assert "specdec: not enough memory for that" in capsys.readouterr().err
+    assert commands.is_over
+    assert len(session.conversation.turns) == 1
