@@ -193,7 +193,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked
     from specdec.cli.launch import follows, run_in_ranks
+    from specdec.cli.output import check_apart
 
+    check_apart(arguments)
     if (code := run_in_ranks(arguments, arguments.words)) is not None:
         return code
     if follows(arguments):
