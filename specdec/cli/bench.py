@@ -133,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_json(arguments)
     check_outputs(arguments)
     check_different(arguments, "csv", "resume")
+    _check_page(arguments)
     model = load_model(arguments)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
@@ -157,6 +158,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume is None:
         journal.path.unlink(missing_ok=True)
     return 0
+
+
+def _check_page(arguments: argparse.Namespace) -> None:
+    """Refuse a folder of `--report` with somebody else's page in it.
+
+    Raises:
+        InvalidArgumentError: there is one.
+    """
+    page = Path(arguments.report or "") / "index.html"
+    if arguments.report is not None and page.is_file() and b"<title>specdec bench: " not in page.read_bytes()[:4096]:
+        raise InvalidArgumentError(f"--report would replace {page}, which is not a page of bench: name another folder")
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

@@ -425,6 +425,16 @@ def test_a_report_needs_matplotlib(bench, tmp_path, monkeypatch):
     assert "pip install 'specdec-mlx[report]'" in bench("--report", tmp_path / "report").error
 
 
+def test_a_report_replaces_its_own_page_only(bench, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "report" / "index.html"
+    for _ in range(2):
+        assert bench("--report", page.parent, "--restart").code == 0
+    page.write_text("<title>my page</title>")
+    assert f"--report would replace {page}, which is not a page of bench" in bench("--report", page.parent).error
+    assert page.read_text() == "<title>my page</title>"
+
+
 def test_a_table_as_csv(bench, tmp_path):
     bench("--csv", tmp_path / "t.csv")
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
