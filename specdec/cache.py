@@ -118,7 +118,7 @@ def find_entries(entries: Iterable[Entry], named: str) -> list[Entry]:
         InvalidArgumentError: there is nothing of that name.
     """
     entries = list(entries)
-    path = os.path.realpath(Path(named).expanduser())
+    path = os.path.realpath(paths.named(named))
     found = [one for one in entries if named in (one.name, one.source) or path in (one.source, one.path)]
     if not found:
         names = ", ".join(one.name for one in entries) or "(the cache is empty)"

@@ -25,7 +25,7 @@ from specdec.hub_name import HubName, parse_hub_name
 from specdec.interrupts import unless_signalled
 from specdec.licence import Consent, Terms
 from specdec.lock_file import open_lock
-from specdec.model_files import folder_files, gguf_files
+from specdec.model_files import check_content, folder_files, gguf_files
 from specdec.parse import foreign
 from specdec.progress import Progress, StreamProgress
 from specdec.read_file import open_regular
@@ -223,7 +223,7 @@ def _local(model: str | Path) -> Path | None:
     """
     if model == "":
         raise ModelFormatError("a model needs a name: give a path, ORG/NAME of a hub, or a name of the catalogue")
-    path = Path(model).expanduser()
+    path = paths.named(model)
     if path.exists():
         return path
     if path.is_symlink():
@@ -339,8 +339,10 @@ def _source_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         with open_regular(path) as file:
-            if file.read(4) == b"GGUF":
-                return gguf_files(path)
+            head = file.read(64)
+        if head.startswith(b"GGUF"):
+            return gguf_files(path)
+        check_content(head, path.name)
         hint = ": give the folder that holds it" if path.suffix in (".safetensors", ".json") else ""
         raise ModelFormatError(f"{path} is not a .gguf file{hint}")
     if not path.is_dir():

@@ -53,14 +53,28 @@ class ContextLengthError(InvalidArgumentError):
         max_tokens: that the answer was to have at most; None where nothing was asked.
         context: tokens that the model's context holds, answer included.
         can_grow: the model can be loaded for a longer context.
+        is_least: the prompt may have more tokens: it was too long to be worth encoding.
     """
 
-    def __init__(self, prompt_tokens: int, max_tokens: int | None, context: int, *, can_grow: bool = False) -> None:
-        self.prompt_tokens, self.max_tokens, self.context = prompt_tokens, max_tokens, context
+    def __init__(
+        self,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        context: int,
+        *,
+        can_grow: bool = False,
+        is_least: bool = False,
+    ) -> None:
+        self.prompt_tokens, self.max_tokens, self.context, self.is_least = prompt_tokens, max_tokens, context, is_least
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and the model's context holds {context}, answer included: "
+            f"the prompt has {self.size} and the model's context holds {context}, answer included: "
             f"shorten the prompt{' or load the model for a longer one (context=, --context)' if can_grow else ''}"
         )
+
+    @property
+    def size(self) -> str:
+        """Length of the prompt in words: "20 tokens", "at least 20 tokens"."""
+        return f"{'at least ' if self.is_least else ''}{self.prompt_tokens} tokens"
 
 
 class QueueFullError(SpecdecError, RuntimeError):

@@ -283,7 +283,7 @@ def _client_cache() -> str | None:
     if chosen := os.environ.get("HF_HUB_CACHE"):
         return chosen
     home = os.environ.get("HF_HOME")
-    return str(Path(home).expanduser() / "hub") if home else None
+    return str(paths.named(home) / "hub") if home else None
 
 
 def _drop_others(folder: Path) -> None:

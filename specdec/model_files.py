@@ -21,7 +21,22 @@ _SMALL_FILES = (
     "merges.txt", "spiece.model", "tekken.json", "tiktoken.model", "vocab.txt",
 )  # fmt: skip
 _TEMPLATES = "additional_chat_templates"
+_POINTER = b"version https://git-lfs.github.com/"
 _PART = re.compile(r"(.*-)\d{5}(-of-\d{5}\.gguf)")
+
+
+def check_content(head: bytes, name: str) -> None:
+    """Refuse a file that stands for another one: a clone made without Git LFS has such in place of large files.
+
+    Args:
+        head: its first bytes.
+        name: names it in the message.
+
+    Raises:
+        ModelFormatError: it is a pointer of Git LFS.
+    """
+    if head.startswith(_POINTER):
+        raise ModelFormatError(f"{name} is a pointer of Git LFS, not the file itself: run git lfs pull in its folder")
 
 
 def folder_files(folder: Path) -> list[Path]:

@@ -19,8 +19,16 @@ def home() -> Path:
     """The cache folder: `$SPECDEC_HOME`, or the platform's cache folder for specdec. It need not exist yet."""
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return named(chosen).absolute()
     return _of_platform(os.environ.get("HOME"), os.environ.get("XDG_CACHE_HOME"))
+
+
+def named(path: str | Path) -> Path:
+    """The path that a user wrote, with `~` and `~NAME` as home folders where there are such."""
+    try:
+        return Path(path).expanduser()
+    except unless_signalled(RuntimeError):  # there is no such NAME
+        return Path(path)
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import specdec
+from specdec import paths
 from specdec.chat.conversation import Conversation
 from specdec.chat.session import Session
 from specdec.engine.options import Options, option_value
@@ -113,7 +114,7 @@ class Commands:
         turn = self.session.conversation.undo()
         if turn is None:
             raise InvalidArgumentError("there is no question to answer again yet")
-        self.again = turn.question
+        self.again, self.session.retried = turn.question, turn
 
     def _undo(self, _: str) -> None:
         turn = self.session.conversation.undo()
@@ -180,4 +181,6 @@ class Commands:
 def _file(path: str, command: str) -> Path:
     if not path:
         raise InvalidArgumentError(f"/{command} needs a file: /{command} FILE")
-    return Path(path).expanduser()
+    if "\0" in path:
+        raise InvalidArgumentError(f"/{command} needs a file whose name has no zero byte, not {path!r}")
+    return paths.named(path)

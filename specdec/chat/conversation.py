@@ -111,7 +111,8 @@ class Conversation:
 
 def _is_turn(value: Any) -> bool:
     names = ("question", "answer", "reasoning")
-    return isinstance(value, Mapping) and all(isinstance(value.get(name), str) for name in names)
+    is_text = isinstance(value, Mapping) and all(isinstance(value.get(name), str) for name in names)
+    return is_text and bool(value["question"].strip())
 
 
 def _is_chat(path: Path) -> bool:

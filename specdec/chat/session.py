@@ -37,6 +37,7 @@ class Session:
         options: the same; may be changed between answers.
         conversation: so far.
         last: result of the last answer.
+        retried: turn that the next answer replaces; it stays if there is no answer.
 
     Raises:
         InvalidArgumentError: the model has no chat template.
@@ -53,6 +54,7 @@ class Session:
         self.model, self.options = model, options
         self.conversation = Conversation() if conversation is None else conversation
         self.last: Result | None = None
+        self.retried: Turn | None = None
         model.prompt_cache = model.prompt_cache or PromptCache()
 
     def answer(self, question: str, show: Show) -> Result:
@@ -68,6 +70,16 @@ class Session:
         Raises:
             InvalidArgumentError: the conversation does not fit into the context any more, or an option is wrong.
         """
+        retried, self.retried = self.retried, None
+        turns = self.conversation.turns
+        before = len(turns)
+        try:
+            return self._answer(question, show)
+        finally:
+            if retried is not None and len(turns) == before:
+                turns.append(retried)
+
+    def _answer(self, question: str, show: Show) -> Result:
         template_ids, prompt = self._prompt(question)
         request = ChatRequest(messages=self.conversation.messages(question))
         end = self._tokenizer.decode(prompt.ids[-_END_TOKENS:], continues=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     Subparsers,
     add_model_argument,
@@ -16,7 +17,7 @@ from specdec.cli.common import (
     examples,
     load_model,
 )
-from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.cli.output import add_json_option, check_different, check_json, write_json_output
 from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.engine.options import CONDITION_OPTIONS, DRAFT_OPTIONS, FLAGS, flag_of
 from specdec.errors import InvalidArgumentError
@@ -38,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `bench` to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure speed and acceptance against plain decoding",
+        help=COMMANDS["bench"],
         description=(
             "Answer prompts in several ways of decoding, in turns with plain decoding; check that all answers are the "
             "same; report speed, speed-up, acceptance and where the time went. After an interrupt the same command "
@@ -131,6 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
     plan, limit = _plan(arguments), _noise_limit(arguments)
     check_json(arguments)
     check_outputs(arguments)
+    check_different(arguments, "csv", "resume")
+    _check_page(arguments)
     model = load_model(arguments)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
@@ -155,6 +158,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume is None:
         journal.path.unlink(missing_ok=True)
     return 0
+
+
+def _check_page(arguments: argparse.Namespace) -> None:
+    """Refuse a folder of `--report` with somebody else's page in it.
+
+    Raises:
+        InvalidArgumentError: there is one.
+    """
+    page = Path(arguments.report or "") / "index.html"
+    if arguments.report is not None and page.is_file() and b"<title>specdec bench: " not in page.read_bytes()[:4096]:
+        raise InvalidArgumentError(f"--report would replace {page}, which is not a page of bench: name another folder")
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

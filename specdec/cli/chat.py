@@ -15,6 +15,7 @@ from specdec.chat.commands import Commands
 from specdec.chat.conversation import Conversation
 from specdec.chat.reader import InputReader, TerminalReader, has_prompt_toolkit, plain_lines
 from specdec.chat.session import Session
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import MODEL_HELP, Subparsers, add_runtime_options, examples, load_model
 from specdec.cli.options import add_option, check_options
 from specdec.cli.statistics import report
@@ -35,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `chat` to the command line."""
     parser = subparsers.add_parser(
         "chat",
-        help="talk with a model",
+        help=COMMANDS["chat"],
         description="Talk with a model. Enter sends; Alt-Enter, or a backslash at the end of a line, begins another "
         "line; Ctrl-C ends an answer; /help lists commands. Without a terminal, each line of input is a question.",
         **examples(
@@ -113,6 +114,8 @@ def _told() -> Iterator[None]:
         yield
     except SpecdecError as error:
         print(f"specdec: {' '.join(str(error).split())}", file=sys.stderr)
+    except MemoryError:  # the conversation outlives a model that is too large
+        print("specdec: not enough memory for that", file=sys.stderr)
     except KeyboardInterrupt as interrupt:
         take_interrupt(interrupt)
         print(file=sys.stderr)

@@ -63,8 +63,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        default="auto",
-        help="how --ranks divide it (default: %(default)s)",
+        help="how --ranks divide it (default: auto)",
     )
     add_licence_option(parser)
 
@@ -150,12 +149,18 @@ def check_report(path: str) -> None:
     """Refuse a folder of plots that could not be made later.
 
     Raises:
-        InvalidArgumentError: matplotlib is not installed, or the path is a file.
+        InvalidArgumentError: matplotlib is not installed, the path is a file, or it cannot be created.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
-    if Path(path).exists() and not Path(path).is_dir():
+    target = Path(path)
+    existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    if existing == target and not target.is_dir():
         raise InvalidArgumentError(f"--report {path} is a file: name a folder")
+    if not existing.is_dir():
+        raise InvalidArgumentError(f"--report {path}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InvalidArgumentError(f"--report {path} cannot be written: permission denied")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

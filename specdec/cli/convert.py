@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec import catalogue
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import MODEL_HELP, Subparsers, examples, whole_numbers
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.cli.output import add_json_option, check_json, write_json_output
@@ -25,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",
-        help="convert a model into a store",
+        help=COMMANDS["convert"],
         description="Convert a model into a store, which keeps every bit of every weight unless --to or --dither says "
         "otherwise. Other commands do it on first use; this one chooses where and how.",
         **examples(

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from specdec import catalogue, paths
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
-from specdec.errors import RuntimeUnavailableError
+from specdec.errors import RuntimeUnavailableError, SpecdecError
 from specdec.runtimes.choose import best_runtime, known_runtimes
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.mlx.device import find_gpu
@@ -35,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `doctor` to the command line."""
     parser = subparsers.add_parser(
         "doctor",
-        help="show what this machine has, and which runtime would be used",
+        help=COMMANDS["doctor"],
         description="Show processor, GPU, runtimes (and why one is not available), packages and models. Bug reports "
         "should contain it.",
         **examples("specdec doctor", "specdec doctor --json"),
@@ -76,7 +77,7 @@ def _unavailable(runtime: str) -> str | None:
     """Why a runtime cannot run here; None when it can."""
     try:
         importlib.import_module(f"specdec.runtimes.{runtime}.runtime").check_available()
-    except (RuntimeUnavailableError, ImportError) as error:
+    except (SpecdecError, ImportError) as error:
         return str(error)
     return None
 
@@ -173,8 +174,18 @@ def _cache() -> dict[str, Any]:
         "path": str(home),
         "used_bytes": sum(files),
         "free_bytes": shutil.disk_usage(existing).free,
+        "problem": _cache_problem(existing),
         "models": [name for name in catalogue.list_names() if catalogue.is_pulled(name)],
     }
+
+
+def _cache_problem(existing: Path) -> str | None:
+    """Why nothing can be added to the cache folder, of which `existing` is there; None if something can."""
+    if not existing.is_dir():
+        return f"{existing} is not a folder: set SPECDEC_HOME to one"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"{existing} cannot be written: models that are in the cache can be used, others not"
+    return None
 
 
 def _thread_lines(threads: dict[str, Any]) -> Iterator[str]:
@@ -200,7 +211,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         else f"mlx        {mlx['error']}"
     )
     for name, state in found["runtimes"].items():
-        chosen = ", taken by auto" if name == found["auto"] else ""
+        taken = ", taken by auto" if state["available"] else "; auto takes it nevertheless"
+        chosen = taken if name == found["auto"] else ""
         yield f"runtime    {name}: {'available' if state['available'] else state['reason']}{chosen}"
     versions = ", ".join(
         f"{name} {found_version or '(missing)'}" for name, found_version in found["dependencies"].items()
@@ -208,4 +220,6 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"packages   {versions}"
     used, free = readable_bytes(cache["used_bytes"]), readable_bytes(cache["free_bytes"])
     yield f"cache      {cache['path']}: {used} used, {free} free"
+    if cache["problem"]:
+        yield f"           {cache['problem']}"
     yield f"models     {', '.join(cache['models']) or 'none pulled yet'}"

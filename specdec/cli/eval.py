@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     Subparsers,
     add_model_argument,
@@ -30,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `eval` to the command line."""
     parser = subparsers.add_parser(
         "eval",
-        help="measure what a lower effort costs in quality",
+        help=COMMANDS["eval"],
         description=(
             "Run a model at lower efforts and compare it with itself at effort 1: perplexity, divergence and agreement "
             "on a text, hidden states layer by layer, the questions of the original Effort, and, with --humaneval, "

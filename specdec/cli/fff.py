@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples
 from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_json, check_outputs, write_json_output
 from specdec.errors import InvalidArgumentError, LayerFileError
@@ -20,7 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `fff` to the command line."""
     parser = subparsers.add_parser(
         "fff",
-        help="train and use a fast feedforward layer",
+        help=COMMANDS["fff"],
         description="Fast feedforward layers: a binary tree chooses a few neurons of many.",
         **examples(
             "specdec fff train digits --out digits.safetensors",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     MODEL_HELP,
     Subparsers,
@@ -46,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `generate` to the command line."""
     parser = subparsers.add_parser(
         "generate",
-        help="answer a prompt",
+        help=COMMANDS["generate"],
         description="Answer a prompt. The text goes to standard output, one line of statistics to standard error. On a "
         "terminal, progress is shown if reading the prompt takes more than a second.",
         **examples(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from specdec import catalogue
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import StoreError
@@ -16,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `inspect` to the command line."""
     parser = subparsers.add_parser(
         "inspect",
-        help="describe and check a store",
+        help=COMMANDS["inspect"],
         description="Describe a store: shapes, tiers, bytes, checksums, energy per tier. Every byte is verified.",
         **examples("specdec inspect store", "specdec inspect smollm2-135m --json store.json"),
     )

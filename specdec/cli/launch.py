@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples
 from specdec.distributed.environment import (
     DEFAULT_TIMEOUT_S,
@@ -27,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `launch` to the command line."""
     parser = subparsers.add_parser(
         "launch",
-        help="run a command in several processes that share its model",
+        help=COMMANDS["launch"],
         description="Run a command in several processes, on this machine or several, each of which holds a part of the "
         "model. Tokens equal those of one process. Rank 0 has the terminal; its exit code is that of the command.",
         **examples(
@@ -84,7 +85,7 @@ def _check_command(words: Sequence[str]) -> None:
     Raises:
         InvalidArgumentError: it cannot.
     """
-    from specdec.cli.main import COMMANDS, parse
+    from specdec.cli.main import parse
 
     if words[0] == "specdec":
         parse(list(words[1:]))
@@ -101,8 +102,13 @@ def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | N
 
     Returns:
         The exit code; None where this process shall run the command itself.
+
+    Raises:
+        InvalidArgumentError: `--split` without `--ranks`, or a number of processes out of range.
     """
     ranks = getattr(arguments, "ranks", None)
+    if ranks is None and arguments.command != "launch" and getattr(arguments, "split", None) is not None:
+        raise InvalidArgumentError("--split divides a model among --ranks: give both, or --split to specdec launch")
     if ranks is None or arguments.command == "launch" or find_place() is not None:
         return None
     namespace = argparse.Namespace(
@@ -110,7 +116,7 @@ def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | N
         hostfile=None,
         backend=None,
         port=None,
-        split=arguments.split,
+        split=arguments.split or "auto",
         timeout_s=DEFAULT_TIMEOUT_S,
         python=None,
     )
@@ -124,8 +130,6 @@ def follows(arguments: argparse.Namespace) -> bool:
 
 def program(words: Sequence[str]) -> list[str]:
     """The program that words after `--` stand for: a command of specdec, a Python script, or any other."""
-    from specdec.cli.main import COMMANDS
-
     if words[0] in COMMANDS:
         return [sys.executable, "-m", "specdec", *words]
     if words[0] == "specdec":

@@ -7,6 +7,7 @@ from typing import Any
 
 from specdec import catalogue, paths
 from specdec.cache import Entry
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 
@@ -15,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `list` to the command line."""
     parser = subparsers.add_parser(
         "list",
-        help="list models in the cache folder: sizes, places, origins",
+        help=COMMANDS["list"],
         description="List what the cache folder holds: size, kind, name, origin and place of each entry.",
         **examples("specdec list", "specdec list --json models.json"),
     )

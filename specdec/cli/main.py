@@ -16,31 +16,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.signals import Ended, Ending, ending, is_signals_doing
 from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.cli.streams import drop, prepared
 from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
 from specdec.version import version
-
-# Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
-# arguments that returns the exit code. A new subcommand is one file and one name here.
-COMMANDS = (
-    "generate",
-    "chat",
-    "convert",
-    "inspect",
-    "pull",
-    "list",
-    "rm",
-    "tune",
-    "bench",
-    "eval",
-    "doctor",
-    "serve",
-    "search",
-    "fff",
-    "launch",
-)
 
 # With this variable set, an unexpected error prints its traceback.
 TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"
@@ -103,16 +84,24 @@ class _Parser(argparse.ArgumentParser):
         return word.split("=", 1)[0] in self._option_string_actions
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line.
+
+    Args:
+        words: that it is to parse; commands that are not among them get no options, and their modules are not imported,
+            so that `--help` comes at once. None for all commands with their options.
+    """
     parser = _Parser(
         prog="specdec",
         description="Speculative decoding without a second model: drafts at low effort, verifies in one batched pass.",
     )
     parser.add_argument("--version", action="version", version=f"specdec {version()}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"specdec.cli.{name}").add_parser(subparsers)
+    for name, summary in COMMANDS.items():
+        if words is None or name in words:
+            importlib.import_module(f"specdec.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
     return parser
 
 
@@ -204,7 +193,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked
     from specdec.cli.launch import follows, run_in_ranks
+    from specdec.cli.output import check_apart
 
+    check_apart(arguments)
     if (code := run_in_ranks(arguments, arguments.words)) is not None:
         return code
     if follows(arguments):
@@ -222,13 +213,13 @@ def parse(words: list[str]) -> argparse.Namespace:
         SystemExit: it asks for help or the version, which is printed.
     """
     try:
-        return build_parser().parse_args(words)
+        return build_parser(words).parse_args(words)
     except _MissingError:
         before = words[: words.index("--")] if "--" in words else words
         if "--json" not in before:
             raise
         found = before.index("--json")
-        return build_parser().parse_args([*words[:found], "--json=-", *words[found + 1 :]])
+        return build_parser(words).parse_args([*words[:found], "--json=-", *words[found + 1 :]])
 
 
 def _complain(sentence: str, *, code: int = EXIT_MISTAKE) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,12 @@ from specdec.interrupts import unless_signalled
 from specdec.whole_file import write_output
 
 STANDARD_OUTPUT = "-"
+# Options and arguments of all commands that name files, by what is done with these.
+_WRITTEN = ("json", "csv", "out", "trace")
+_READ = (
+    "data", "draft_schedule", "grammar_file", "grid", "index", "json_schema", "layer", "model", "policy", "prompt_file",
+    "prompts", "queries", "source", "text", "vectors", "verify_schedule",
+)  # fmt: skip
 
 
 def add_json_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -52,16 +60,36 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     check_different(arguments, "out")
 
 
-def check_different(arguments: argparse.Namespace, name: str) -> None:
-    """Refuse one file for `--json` and for another option.
+def check_different(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuse one file for two of `--json` and other options.
 
     Raises:
-        InvalidArgumentError: both name the same file.
+        InvalidArgumentError: two name the same file.
     """
-    other = getattr(arguments, name)
-    named = arguments.json not in (None, STANDARD_OUTPUT) and other is not None
-    if named and Path(arguments.json).resolve() == Path(other).resolve():
-        raise InvalidArgumentError(f"--json and --{name} need different files")
+    given = {name: getattr(arguments, name) for name in ("json", *names)}
+    files = {name: Path(path).resolve() for name, path in given.items() if path not in (None, STANDARD_OUTPUT)}
+    for (one, path), (other, same) in combinations(files.items(), 2):
+        if path == same:
+            raise InvalidArgumentError(f"--{one} and --{other} need different files")
+
+
+def check_apart(arguments: argparse.Namespace) -> None:
+    """Refuse an output that would replace a file that the same command reads.
+
+    Raises:
+        InvalidArgumentError: there is such an output.
+    """
+    read = {os.path.realpath(path) for name in _READ for path in _texts(getattr(arguments, name, None))}
+    for name in _WRITTEN:
+        for path in _texts(getattr(arguments, name, None)):
+            if os.path.realpath(path) in read and Path(os.path.realpath(path)).is_file():
+                raise InvalidArgumentError(
+                    f"--{name} {path} would replace a file that this command reads: name another"
+                )
+
+
+def _texts(value: object) -> list[str]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str) and one]
 
 
 def write_json_output(arguments: argparse.Namespace, value: Any) -> None:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from specdec import catalogue
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.cli.output import add_json_option, check_json, write_json_output
@@ -16,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `pull` to the command line."""
     parser = subparsers.add_parser(
         "pull",
-        help="download a model and convert it",
+        help=COMMANDS["pull"],
         description="Download a model of the catalogue or of the Hugging Face hub, and convert it. Only the files "
         "that are needed are downloaded; an interrupted download continues. A model of the hub stays at the "
         "revision that was downloaded; --force gets the newest.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from specdec import cache, catalogue
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import InvalidArgumentError
@@ -14,7 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `rm` to the command line."""
     parser = subparsers.add_parser(
         "rm",
-        help="remove models from the cache folder",
+        help=COMMANDS["rm"],
         description="Remove models from the cache folder. Nothing outside it is touched: a model file that you named "
         "by its path stays, and is converted again on its next use.",
         **examples("specdec rm qwen2.5-coder-0.5b", "specdec rm --orphans"),

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from specdec.checks import check_count, check_effort
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples
 from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_outputs, write_json_output
 
@@ -20,7 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `search` to the command line."""
     parser = subparsers.add_parser(
         "search",
-        help="build and query an index of vectors",
+        help=COMMANDS["search"],
         description="Vector search at an effort: the share of the products that a search carries out.",
         **examples(
             "specdec search build vectors.npy --out vectors.index --metric cosine",

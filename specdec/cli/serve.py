@@ -10,6 +10,7 @@ from pathlib import Path
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     MODEL_HELP,
     Subparsers,
@@ -32,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `serve` to the command line."""
     parser = subparsers.add_parser(
         "serve",
-        help="answer requests over HTTP",
+        help=COMMANDS["serve"],
         description="Answer HTTP requests through OpenAI's and Anthropic's interfaces. Requests share passes; each "
         "answer has the tokens that it would have alone. A chat page is at the server's address.",
         **examples(
@@ -146,9 +147,14 @@ def _name(model: str) -> str:
 
 
 def _api_keys(given: list[str] | None) -> tuple[str, ...]:
-    """The keys of the command line, or else that of the environment, where other users cannot see it."""
+    """The keys of the command line, or else those of the environment, where other users cannot see them."""
+    if given:
+        return tuple(given)
     kept = os.environ.get(API_KEY_VARIABLE, "")
-    return tuple(given) if given else tuple(key for key in kept.split(",") if key)
+    keys = tuple(key for key in kept.split(",") if key)
+    if kept and not keys:
+        raise InvalidArgumentError(f"{API_KEY_VARIABLE} is {kept!r} and holds no key: set keys with commas between")
+    return keys
 
 
 def _efforts(text: str) -> tuple[float, ...]:

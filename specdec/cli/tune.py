@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from specdec.cli.commands import COMMANDS
 from specdec.cli.common import (
     Subparsers,
     add_model_argument,
@@ -25,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `tune` to the command line."""
     parser = subparsers.add_parser(
         "tune",
-        help="find the efforts that draft fastest with a model on this machine",
+        help=COMMANDS["tune"],
         description=(
             "Measure how much effort each matrix of a model needs and what a step costs on this machine, allocate the "
             "effort, and write the best setting to the model's store, where other commands use it. After an interrupt "

@@ -14,7 +14,7 @@ import numpy as np
 
 from specdec.drafters.base import GRAMMAR, Draft
 from specdec.engine.penalties import History, Penalties
-from specdec.errors import PluginError, SpecdecError
+from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
 from specdec.interrupts import unless_signalled
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Chooser(Protocol):
         ...
 
 
-class NoTokenError(SpecdecError):
+class NoTokenError(InvalidArgumentError):
     """Masks, biases and processors together leave no token that could follow."""
 
 

@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import EffortSchedule
@@ -43,6 +45,17 @@ def plain_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options for plain decoding of the same answer."""
     kept = {name: value for name, value in given.items() if name not in _DRAFTING}
     return {**kept, "speculate": False}
+
+
+def check_flag(name: str, value: object) -> bool:
+    """A switch: true or false, also as 0, 1 or a NumPy value.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if isinstance(value, (int, np.integer, np.bool_)) and value in (0, 1):
+        return bool(value)
+    raise OptionError(name, f"must be True or False, not {value!r}")
 
 
 def effort_schedule(name: str, value: float | EffortSchedule) -> EffortSchedule:

@@ -26,6 +26,7 @@ from specdec.engine.flags import (
 from specdec.engine.grammar import Grammar, asked_grammar
 from specdec.engine.logprobs import MOST_LOGPROBS
 from specdec.engine.option_checks import (
+    check_flag,
     check_useful,
     check_variables,
     check_whole,
@@ -267,6 +268,8 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        for name in ("ignore_eos", "chat", "literal", "speculate"):
+            _set(self, name, check_flag(name, getattr(self, name)))
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _set(self, name, check_whole(name, getattr(self, name), least=0, most=MOST_LOGPROBS))
@@ -387,17 +390,25 @@ def option_value(name: str, value: Any) -> Any:
     kind = FLAGS[name].kind
     if kind in (int, float):
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except unless_signalled(TypeError, ValueError):
+            number = math.nan if isinstance(value, bool) else _number(value)
+            if kind is float:
+                value = float(number)
+            elif isinstance(number, int) or number.is_integer():
+                value = int(number)
+        except unless_signalled(TypeError, ValueError, OverflowError):
             raise OptionError(name, f"must be a number, not {value!r}") from None
-        if kind is float:
-            value = number
-        elif math.isfinite(number) and number == int(number):
-            value = int(number)
     elif kind is str and (not isinstance(value, str) or not value):
         raise OptionError(name, f"must be a name, not {value!r}")
     Options(**{name: value})
     return value
+
+
+def _number(value: Any) -> int | float:
+    """A number, or the text of one; a whole one with all its digits, since a float holds 53 bits."""
+    try:
+        return int(value) if isinstance(value, int | str) else float(value)
+    except ValueError:
+        return float(value)
 
 
 def flag_of(name: str) -> str:

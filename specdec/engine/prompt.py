@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from specdec.errors import ContextLengthError, InvalidArgumentError
@@ -25,6 +25,8 @@ class EncodedPrompt(NamedTuple):
     continues: bool
 
 
+_NOT_ITEMS = (bytes, bytearray, memoryview, Mapping, Set)
+
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]] | EncodedPrompt
 
 
@@ -37,8 +39,9 @@ def encode_prompt(
     literal: bool = True,
     variables: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
+    is_bounded: bool = True,
 ) -> EncodedPrompt:
-    """A prompt in tokens.
+    """A prompt in tokens. A text that is far too long is refused before it is encoded.
 
     Args:
         prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content". When
@@ -50,12 +53,19 @@ def encode_prompt(
         literal: names of control tokens in messages, and in text that becomes one, are text; False makes them tokens.
         variables: for the chat template.
         max_tokens: that the answer is to have at most, for the error.
+        is_bounded: the prompt must leave room in the model's context; False to count its tokens.
 
     Raises:
         ContextLengthError: the prompt leaves no room in the model's context.
         InvalidArgumentError: the prompt is empty, of no such kind, holds an id outside the vocabulary, or needs a
             tokenizer or a chat template that the model does not have.
     """
+
+    def fit(tokens: int, *, is_least: bool = True) -> None:
+        if is_bounded and tokens >= config.max_context:
+            can_grow = config.longest_context is not None
+            raise ContextLengthError(tokens, max_tokens, config.max_context, can_grow=can_grow, is_least=is_least)
+
     continues = True
     if isinstance(prompt, EncodedPrompt):
         prompt, continues = prompt
@@ -63,13 +73,13 @@ def encode_prompt(
         if chat and prompt and tokenizer is not None and tokenizer.has_chat_template:
             prompt = [{"role": "user", "content": prompt}]
         else:
-            ids = _text_ids(prompt, tokenizer)
+            ids = _text_ids(prompt, tokenizer, fit)
     if not isinstance(prompt, str):
         items = _items(prompt)
         if _are_messages(items):
             if not chat:
                 raise InvalidArgumentError("chat messages need the chat template: leave out chat=False, or give text")
-            ids, continues = _message_ids(items, tokenizer, literal, variables)
+            ids, continues = _message_ids(items, tokenizer, literal, variables, fit)
         else:
             ids = token_ids(items, config)
     if not ids:
@@ -78,9 +88,7 @@ def encode_prompt(
         raise InvalidArgumentError(
             f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
         )
-    if len(ids) >= config.max_context:
-        can_grow = config.longest_context is not None
-        raise ContextLengthError(len(ids), max_tokens, config.max_context, can_grow=can_grow)
+    fit(len(ids), is_least=False)
     return EncodedPrompt(ids, continues)
 
 
@@ -102,9 +110,12 @@ def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
 
 def _items(prompt: Sequence[object]) -> list[object]:
     try:
-        return list(None if isinstance(prompt, (bytes, bytearray, memoryview)) else prompt)  # type: ignore[arg-type]
+        return list(None if isinstance(prompt, _NOT_ITEMS) else prompt)  # type: ignore[arg-type]
     except TypeError:
-        raise InvalidArgumentError(f"a prompt must be text, token ids, or chat messages, not {prompt!r}") from None
+        hint = ": put a message into a list" if isinstance(prompt, Mapping) else ""
+        raise InvalidArgumentError(
+            f"a prompt must be text, token ids, or chat messages, not {prompt!r}{hint}"
+        ) from None
 
 
 def _are_messages(items: Sequence[object]) -> bool:
@@ -112,14 +123,18 @@ def _are_messages(items: Sequence[object]) -> bool:
     return any(isinstance(item, Mapping) or hasattr(item, "role") for item in items)
 
 
-def _text_ids(text: str, tokenizer: Tokenizer | None) -> list[int]:
+def _text_ids(text: str, tokenizer: Tokenizer | None, fit: Callable[[int], None]) -> list[int]:
     if tokenizer is None:
         raise InvalidArgumentError("this model has no tokenizer: give the prompt as token ids")
-    return tokenizer.encode(text) if text else []
+    return tokenizer.encode(text, fit=fit) if text else []
 
 
 def _message_ids(
-    messages: Sequence[object], tokenizer: Tokenizer | None, literal: bool, variables: Mapping[str, Any] | None
+    messages: Sequence[object],
+    tokenizer: Tokenizer | None,
+    literal: bool,
+    variables: Mapping[str, Any] | None,
+    fit: Callable[[int], None],
 ) -> tuple[list[int], bool]:
     """Ids, and whether the answer continues with the last message's text."""
     from specdec.tokenizers.messages import last_text
@@ -130,4 +145,5 @@ def _message_ids(
     switches = ("add_generation_prompt", "continue_final_message")
     if not any(name in given for name in switches) and last_text(messages):
         given["continue_final_message"] = True
-    return tokenizer.encode_chat(messages, literal=literal, variables=given), bool(given.get("continue_final_message"))
+    ids = tokenizer.encode_chat(messages, literal=literal, variables=given, fit=fit)
+    return ids, bool(given.get("continue_final_message"))

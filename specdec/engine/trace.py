@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError
 from specdec.interrupts import unless_signalled
-from specdec.whole_file import open_output
+from specdec.whole_file import is_replaceable, open_output
 
 if TYPE_CHECKING:
     from specdec.engine.result import Piece
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class TraceWriter:
-    """Writes rounds to a file, a line each, flushed so that a killed run leaves whole lines.
+    """Writes rounds to a file, a line each and at once, so that a killed run leaves whole lines. On a full disk the
+    whole lines stay, or no file at all.
 
     A line holds `round` (from 0), `position` (absolute, of the first token that the round emits), `drafted` (token
     ids), `entropies` (nats) and `efforts` (one per token of the drafter's own, so none for those that a grammar
@@ -33,7 +36,10 @@ class TraceWriter:
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
+        self._bytes = 0
         try:
+            self._is_file = is_replaceable(Path(path))
+            self._is_new = self._is_file and not Path(path).exists()
             self._file = open_output(path)
         except unless_signalled(OSError) as error:
             raise self._error(error) from None
@@ -57,11 +63,15 @@ class TraceWriter:
             "draft_s": round(done.draft_s, 9),
             "verify_s": round(done.verify_s, 9),
         }
+        data = json.dumps(line).encode() + b"\n"
+        rest = memoryview(data)
         try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
+            while rest:
+                rest = rest[os.write(self._file.fileno(), rest) :]
         except unless_signalled(OSError) as error:
+            self._take_back()
             raise self._error(error) from None
+        self._bytes += len(data)
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
@@ -69,6 +79,15 @@ class TraceWriter:
             self._file.close()
         except unless_signalled(OSError) as error:
             raise self._error(error) from None
+
+    def _take_back(self) -> None:
+        """Remove a part of a line, and a new file that has no line."""
+        if not self._is_file:
+            return
+        with suppress(OSError):
+            os.ftruncate(self._file.fileno(), self._bytes)
+            if self._is_new and not self._bytes:
+                Path(os.path.realpath(self._path)).unlink(missing_ok=True)
 
     def _error(self, error: OSError) -> InvalidArgumentError:
         return InvalidArgumentError(f"cannot write the trace {str(self._path)!r}: {error.strerror or error}")

@@ -144,7 +144,7 @@ def _original(fields: GgufFields, max_context: int) -> int:
     key = fields.key("rope.scaling.original_context_length")
     original = fields.integer(key, max_context)
     if original <= 0:
-        raise fields.wrong(key, "a positive whole number")
+        raise fields.wrong(key if key in fields else fields.key("context_length"), "a positive whole number")
     return original
 
 

@@ -9,7 +9,10 @@ from typing import Any
 from specdec import parse
 from specdec.errors import ModelFormatError
 from specdec.interrupts import unless_signalled
+from specdec.model_files import check_content
 from specdec.read_file import MOST_TEXT_BYTES, open_regular, read_regular
+
+_HEAD_BYTES = 64
 
 
 class MappedFile(mmap.mmap):
@@ -35,29 +38,36 @@ def map_file(path: Path) -> MappedFile:
     """The file's bytes, mapped for reading.
 
     Raises:
-        ModelFormatError: it is missing, unreadable or empty.
+        ModelFormatError: it is missing, unreadable, empty, or stands for another file.
     """
     try:
         with open_regular(path) as file:
             mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.label = path.name
-        return mapped
     except unless_signalled(ValueError):
         raise ModelFormatError(f"{path.name} is empty") from None
     except unless_signalled(OSError) as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        check_content(mapped[:_HEAD_BYTES], path.name)
+    except BaseException:
+        mapped.close()
+        raise
+    return mapped
 
 
 def read_bytes(path: Path) -> bytes:
     """The whole file.
 
     Raises:
-        ModelFormatError: it is missing or unreadable.
+        ModelFormatError: it is missing, unreadable, or stands for another file.
     """
     try:
-        return read_regular(path, most_bytes=MOST_TEXT_BYTES)
+        content = read_regular(path, most_bytes=MOST_TEXT_BYTES)
     except unless_signalled(OSError) as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
+    check_content(content, path.name)
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

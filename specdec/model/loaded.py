@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from specdec import paths
 from specdec.engine.memory import Memory
 from specdec.engine.option_checks import effort_schedule
 from specdec.engine.prompt import token_ids
@@ -211,7 +212,7 @@ def _name(model: str | Path) -> str:
 
     if isinstance(model, str) and not Path(model).exists() and (on_hub := parse_hub_name(model)) is not None:
         return on_hub.short
-    name = Path(model).expanduser().absolute().name
+    name = paths.named(model).absolute().name
     return name.removesuffix(".gguf").removesuffix(".store")
 
 

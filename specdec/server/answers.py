@@ -142,11 +142,11 @@ class Answers:
         try:
             prompt = await self.work(encode)
         except ContextLengthError as error:
-            raise self._too_long(error.prompt_tokens, param) from None
+            raise self._too_long(error.size, param) from None
         except InvalidArgumentError as error:
             raise bad_request(str(error), param) from None
         if len(prompt.ids) >= self.context:
-            raise self._too_long(len(prompt.ids), param)
+            raise self._too_long(f"{len(prompt.ids)} tokens", param)
         return prompt
 
     async def begin(
@@ -193,10 +193,10 @@ class Answers:
                     raise
                 await asyncio.sleep(min(error.retry_after_s, _MOST_WAIT_S))
 
-    def _too_long(self, prompt_tokens: int, param: str) -> ApiError:
+    def _too_long(self, size: str, param: str) -> ApiError:
         return bad_request(
             f"This model's maximum context length is {self.context} tokens, answer included. However, your prompt has "
-            f"{prompt_tokens} tokens: shorten it.",
+            f"{size}: shorten it.",
             param,
             code="context_length_exceeded",
         )

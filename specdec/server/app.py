@@ -76,8 +76,8 @@ def _cors(settings: ServerSettings) -> list[Middleware]:
     return [
         Middleware(
             CORSMiddleware,
-            allow_origins=list(settings.cors),
-            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
             allow_headers=["*"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
@@ -112,10 +112,18 @@ async def _unknown(request: Request, error: Exception) -> Response:
     """An unknown path, or a method that it does not have."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
+    meant = _meant(request.url.path) if error.status_code == 404 else None
     found = ApiError(
         error.status_code,
-        f"{phrase}: {request.method} {request.url.path[:200]}",
+        f"{phrase}: {request.method} {request.url.path[:200]}" + (f": the path is {meant}" if meant else ""),
         code="unknown_url" if error.status_code == 404 else None,
         headers=error.headers,
     )
     return error_response(found, request.url.path)
+
+
+def _meant(path: str) -> str | None:
+    """The endpoint of a path whose base lacks /v1, has it twice, or ends in a slash; None if there is none."""
+    plain = "/" + "/".join(filter(None, path.split("/")))
+    known = {route.path for route in routes() if isinstance(route, Route)}
+    return next((one for one in (plain, f"/v1{plain}", plain.removeprefix("/v1")) if one in known - {"/"}), None)

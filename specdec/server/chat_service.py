@@ -43,7 +43,7 @@ class ChatService:
         Raises:
             ApiError: it does not fit into the context, or the chat template refuses it.
         """
-        return await self._answers.encode(lambda: self._encoded(request), param="messages")
+        return await self._answers.encode(lambda: self._encoded(request), param=request.messages_field)
 
     async def rendered(self, request: ChatRequest) -> EncodedPrompt:
         """The same, however long it is.
@@ -52,9 +52,9 @@ class ChatService:
             ApiError: the chat template refuses it.
         """
         try:
-            return await self._answers.work(lambda: self._encoded(request))
+            return await self._answers.work(lambda: self._encoded(request, is_bounded=False))
         except InvalidArgumentError as error:
-            raise bad_request(str(error), "messages") from None
+            raise bad_request(str(error), request.messages_field) from None
 
     async def stream(
         self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None
@@ -104,7 +104,7 @@ class ChatService:
         options |= self._form.options(request, end)
         return FormReader(self._form.parser(request, end), tokenizer.detokenizer().control, describe), options
 
-    def _encoded(self, request: ChatRequest) -> EncodedPrompt:
+    def _encoded(self, request: ChatRequest, *, is_bounded: bool = True) -> EncodedPrompt:
         model = self._answers.model
         variables: dict[str, Any] = dict(request.options.get("chat_template_kwargs") or {})
         variables |= {
@@ -115,7 +115,7 @@ class ChatService:
         if self._form is not None:
             messages, more = self._form.prompt(replace(request, messages=messages))
             variables |= more
-        return encode_prompt(messages, model.tokenizer, model.config, variables=variables)
+        return encode_prompt(messages, model.tokenizer, model.config, variables=variables, is_bounded=is_bounded)
 
 
 def _of_request(error: GrammarError, request: ChatRequest) -> GrammarError:

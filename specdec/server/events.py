@@ -136,6 +136,7 @@ class ChatRequest:
         owner: the client that asks; prefixes are shared between requests of one owner only.
         deadline_s: seconds from now after which the answer ends where it is; None for no limit.
         schema_field: what the interface calls the schema that the answer must follow, for errors.
+        messages_field: what it calls the messages, likewise.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -148,3 +149,4 @@ class ChatRequest:
     owner: str = ""
     deadline_s: float | None = None
     schema_field: str = "response_format"
+    messages_field: str = "messages"

@@ -34,7 +34,7 @@ class Guard:
         self._app = app
         self._is_loopback = is_loopback(settings.host)
         self._own_name = settings.host.lower()
-        self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.cors)
+        self._origins = frozenset(settings.origins)
         self._keys = [_digest(key) for key in settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,9 +66,10 @@ class Guard:
             return
         host = headers.get("host", "").lower()
         if origin.lower() not in (f"http://{host}", f"https://{host}"):
+            named = origin[:100] if origin.startswith("http") else "'*'"  # "null": a page that is a file
             raise ApiError(
                 403,
-                f"pages of {origin[:100]!r} may not use this server: start it with --cors {origin[:100]}",
+                f"pages of {origin[:100]!r} may not use this server: start it with --cors {named}",
                 code="origin_not_allowed",
             )
 

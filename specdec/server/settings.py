@@ -59,8 +59,12 @@ class ServerSettings:
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise InvalidArgumentError("an API key must be printable ASCII characters without spaces")
         for origin in self.cors:
-            if origin != "*" and not origin.startswith(("http://", "https://")):
+            if origin != "*" and not origin.lower().startswith(("http://", "https://")):
                 raise InvalidArgumentError(f"a CORS origin must be * or begin with http:// or https://, not {origin!r}")
+            if origin.rstrip("/").count("/") > 2:
+                raise InvalidArgumentError(
+                    f"a CORS origin is a scheme, a host and a port without a path, not {origin!r}"
+                )
         if not is_whole(self.max_body_bytes) or not 1 <= self.max_body_bytes <= MOST_BODY_BYTES:
             raise OptionError(
                 "max_body_bytes", f"must be a whole number from 1 to {MOST_BODY_BYTES}, not {self.max_body_bytes!r}"
@@ -72,6 +76,11 @@ class ServerSettings:
     def default_effort(self) -> float:
         """The verify effort of requests that name none."""
         return 1.0 if 1.0 in self.efforts else max(self.efforts)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins of `cors` as browsers send them."""
+        return tuple(origin.lower().rstrip("/") for origin in self.cors)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 from specdec.tokenizers.chat_template import ChatTemplate
 from specdec.tokenizers.detokenizer import IncrementalDetokenizer
 from specdec.tokenizers.markup import Part, joined
@@ -76,7 +77,14 @@ class Tokenizer(ABC):
         """Jinja source of the model's chat template."""
         return self._meta.chat_template
 
-    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        literal: bool = False,
+        fit: Callable[[int], None] | None = None,
+    ) -> list[int]:
         """Token ids of `text`. The names of special tokens inside it become those tokens, unless it is literal.
 
         Args:
@@ -84,12 +92,13 @@ class Tokenizer(ABC):
             literal: names of special tokens are text like any other.
             add_bos: put `bos_id` first; None does what the model wants, and not twice when the text begins with it
                 (as rendered chat templates may).
+            fit: called before the work, with a number of tokens that the text takes at least; it may raise.
 
         Raises:
-            InvalidArgumentError: the text holds half a surrogate pair or more than 8 MiB, or there is no `bos_id` to
-                add.
+            InvalidArgumentError: it is not text, or holds half a surrogate pair or more than 8 MiB, or there is no
+                `bos_id` to add.
         """
-        _check_text(text)
+        self._check_text(text, fit)
         ids = self._encode_parts([Part(text, True)]) if literal else self._encode(text)
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
         if not wanted:
@@ -107,9 +116,12 @@ class Tokenizer(ABC):
             continues: text comes before these tokens, so that a leading space stays (only sentencepiece drops it).
 
         Raises:
-            InvalidArgumentError: an id is negative.
+            InvalidArgumentError: an id is negative or not a whole number.
         """
-        joined = self._table.join(ids, skip_special=skip_special, continues=continues)
+        try:
+            joined = self._table.join(ids, skip_special=skip_special, continues=continues)
+        except unless_signalled(TypeError):
+            raise InvalidArgumentError(f"a tokenizer decodes a list of whole numbers, not {str(ids)[:60]}") from None
         return joined.decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -164,7 +176,12 @@ class Tokenizer(ABC):
         )
 
     def encode_chat(
-        self, messages: Sequence[Any], *, literal: bool = True, variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Any],
+        *,
+        literal: bool = True,
+        variables: Mapping[str, Any] | None = None,
+        fit: Callable[[int], None] | None = None,
     ) -> list[int]:
         """Token ids of the prompt for `messages`.
 
@@ -172,6 +189,7 @@ class Tokenizer(ABC):
             messages: see `apply_chat_template`, as for errors.
             literal: names of control tokens in messages and variables are text; False makes them those tokens.
             variables: for the template, and the switches of `apply_chat_template`.
+            fit: see `encode`.
         """
         template = self._chat_template
         if literal:
@@ -181,7 +199,7 @@ class Tokenizer(ABC):
             parts = template.parts(messages, variables or {}, names=names, assistant_names=self.control_names)
         else:
             parts = template.parts(messages, variables or {})
-        _check_text(joined(parts))
+        self._check_text(joined(parts), fit)
         # Parts stay apart even where none is literal: a mark that the template tore apart stood between them.
         ids = self._encode_parts(parts) if len(parts) > 1 else self._encode(joined(parts))
         wants_bos = self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id]
@@ -201,13 +219,24 @@ class Tokenizer(ABC):
     def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
         """Ids of the text of `parts`; names of tokens in literal ones are text."""
 
+    @abstractmethod
+    def _covered(self, text: str) -> bytes:
+        """Bytes that the tokens of `text` have at least among them; none where that is not known."""
 
-def _check_text(text: str) -> None:
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
-            f"the text is not valid Unicode: half a surrogate pair at position {error.start}"
-        ) from None
-    if size > MOST_TEXT_BYTES:
-        raise InvalidArgumentError(f"the text has {size} bytes: at most {MOST_TEXT_BYTES} are encoded, shorten it")
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._table.pieces), default=0) or 1
+
+    def _check_text(self, text: str, fit: Callable[[int], None] | None) -> None:
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"a tokenizer encodes text, not {text!r}")
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"the text is not valid Unicode: half a surrogate pair at position {error.start}"
+            ) from None
+        if size > MOST_TEXT_BYTES:
+            raise InvalidArgumentError(f"the text has {size} bytes: at most {MOST_TEXT_BYTES} are encoded, shorten it")
+        if fit is not None:
+            fit(-(-len(self._covered(text)) // self._longest))

@@ -6,10 +6,12 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
+from unicodedata import is_normalized
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from specdec.errors import ModelFormatError
@@ -24,13 +26,15 @@ from specdec.tokenizers.pieces import (
     byte_level_piece,
     byte_of_character,
 )
-from specdec.tokenizers.tokenizer_limits import check_tokenizer
+from specdec.tokenizers.tokenizer_limits import check_tokenizer, steps_of
 
 # Words, numbers, marks, spaces and letters of several scripts, which patterns tell apart.
 _SAMPLE = (
     "Hello, world 1\nThe quick brown fox jumped 12345 times   over\tfoo_bar(x) -- naïve été 東京都庁舎 привет!!!\n"
 )
 _MOST_SAMPLE_S = 0.25  # a usual tokenizer takes a hundredth of it
+_CUTS = ("ByteLevel", "Digits", "Metaspace", "Split")  # steps that cut a text, and keep all of it if they are asked to
+_UTF8 = [byte for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
 
 
 class BPETokenizer(Tokenizer):
@@ -52,6 +56,14 @@ class BPETokenizer(Tokenizer):
             _table(self._backend, values.get("decoder")),
             [token.content for token in added if not token.special],
         )
+        self._uncovered = _uncovered(values, self._table, added)
+
+    def _covered(self, text: str) -> bytes:
+        if self._uncovered is None:
+            return b""
+        normalizer = self._backend.normalizer
+        prepared = text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
+        return prepared.replace(WORD_START, " ").encode("utf-8").translate(None, self._uncovered)
 
     def _encode(self, text: str) -> list[int]:
         with foreign(BPE_NAME):
@@ -113,6 +125,29 @@ def _read(content: bytes) -> tuple[Backend, Any]:
         backend.no_padding()
         _try(backend)
         return backend, values
+
+
+def _uncovered(values: Any, table: PieceTable, added: Iterable[AddedToken]) -> bytes | None:
+    """Bytes that no token need cover in a text that the normalizer is done with: the model drops those that it has no
+    token for. None where other bytes may be missing, too: a step may remove some, and a token for unknown text stands
+    for any length of it."""
+    model, cuts = values["model"], list(steps_of(values.get("pre_tokenizer")))
+    before = list(steps_of(values.get("normalizer")))
+    own = {piece for token, piece in enumerate(table.pieces) if token not in table.special}
+    missing = bytes(byte for byte in _UTF8 if bytes([byte]) not in own)
+    is_level = any(step.get("type") == "ByteLevel" for step in cuts)
+    keeps = (
+        model.get("type") == "BPE"
+        and (is_level or (model.get("byte_fallback") and not missing))
+        and all(step.get("type") in ("NFC", "Prepend") or _writes_spaces(step) for step in before)
+        and all(step.get("type") in _CUTS and step.get("behavior") != "Removed" for step in cuts)
+        and not any(token.lstrip or token.rstrip or not is_normalized("NFC", token.content) for token in added)
+    )
+    return missing if keeps else None
+
+
+def _writes_spaces(step: dict[str, Any]) -> bool:
+    return (step.get("type"), step.get("pattern"), step.get("content")) == ("Replace", {"String": " "}, WORD_START)
 
 
 def _try(backend: Backend) -> None:

@@ -15,7 +15,7 @@ from specdec.tokenizers.base import Tokenizer
 from specdec.tokenizers.markup import Part
 from specdec.tokenizers.meta import MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pieces import WORD_START, PieceTable, byte_fallback_piece
-from specdec.tokenizers.sentencepiece_model import without_dummy_prefix
+from specdec.tokenizers.sentencepiece_model import keeps_text, without_dummy_prefix
 from specdec.tokenizers.tokenizer_limits import check_added
 
 
@@ -46,7 +46,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._ids |= {token.text: token.id for token in meta.added_tokens}
         check_added(list(self._ids), SENTENCEPIECE_NAME)
         self._splitter = _splitter(self._ids, meta)
+        strips = any(token.strip_left or token.strip_right for token in meta.added_tokens)
+        self._covers = keeps_text(content) and not strips
         super().__init__(meta, table, [token.text for token in meta.added_tokens if not token.special])
+
+    def _covered(self, text: str) -> bytes:
+        return text.replace(WORD_START, " ").encode("utf-8") if self._covers else b""
 
     def _encode(self, text: str) -> list[int]:
         return self._encode_parts([Part(text, False)])

@@ -74,6 +74,24 @@ def piece_types(content: bytes) -> list[int]:
     ]
 
 
+def keeps_text(content: bytes) -> bool:
+    """Whether pieces cover every byte of a text: no character is replaced, no space removed, and unknown characters are
+    written in bytes, of which sentencepiece wants all 256.
+
+    Args:
+        content: of a tokenizer.model that sentencepiece has read.
+    """
+    found: dict[tuple[int, int], int | bytes] = {(_MODEL_NORMALIZER, _NORMALIZER_REMOVE_SPACES): True}
+    for part, message in _fields(content):
+        if part in (_MODEL_TRAINER, _MODEL_NORMALIZER) and isinstance(message, bytes):
+            found |= {(part, field): value for field, value in _fields(message)}
+    return bool(
+        found.get((_MODEL_TRAINER, _TRAINER_BYTE_FALLBACK))
+        and not found.get((_MODEL_NORMALIZER, _NORMALIZER_TABLE))
+        and not found[_MODEL_NORMALIZER, _NORMALIZER_REMOVE_SPACES]
+    )
+
+
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Numbers and values of the fields of a message; values of fixed width are bytes."""
     position = 0

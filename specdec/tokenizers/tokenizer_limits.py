@@ -55,8 +55,8 @@ def check_tokenizer(values: Mapping[str, Any], where: str) -> None:
     added = values.get("added_tokens")
     tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     check_added([token["content"] for token in tokens if isinstance(token.get("content"), str)], where)
-    before = [step for part in ("normalizer", "pre_tokenizer") for step in _steps(values.get(part))]
-    after = list(_steps(values.get("post_processor")))
+    before = [step for part in ("normalizer", "pre_tokenizer") for step in steps_of(values.get(part))]
+    after = list(steps_of(values.get("post_processor")))
     if len(before) + len(after) > _MOST_STEPS:
         raise ModelFormatError(f"{where} has more than {_MOST_STEPS} steps")
     if (growth := math.prod(map(_growth, before))) > _MOST_GROWTH:
@@ -91,14 +91,14 @@ def _check_vocabulary(vocabulary: dict[str, Any] | list[Any], where: str) -> Non
             raise ModelFormatError(f"{where} has a vocabulary of more than {_MOST_TRIE_BYTES >> 20} MiB of text")
 
 
-def _steps(value: Any) -> Iterator[dict[str, Any]]:
+def steps_of(value: Any) -> Iterator[dict[str, Any]]:
     """The steps of a part of the file, those within sequences in their place."""
     if not isinstance(value, dict):
         return
     inner = [value[part] for part in _PARTS if isinstance(value.get(part), list)]
     for steps in inner:
         for step in steps:
-            yield from _steps(step)
+            yield from steps_of(step)
     if not inner:
         yield value
 

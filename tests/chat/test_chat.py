@@ -22,6 +22,7 @@ from specdec.chat.commands import Commands
 from specdec.chat.conversation import Conversation, Turn
 from specdec.chat.reader import TerminalReader, history_file, plain_lines
 from specdec.chat.session import Session
+from specdec.cli import chat
 from specdec.errors import InvalidArgumentError, UnknownNameError
 
 MOST = 12
@@ -86,6 +87,26 @@ def test_retry_gives_the_same_answer_for_the_same_seed(session: Session, command
     assert len(session.conversation.turns) == 1
 
 
+def test_a_retry_that_fails_keeps_the_turn(session: Session, commands: Commands) -> None:
+    session.answer("Name a river.", quiet)
+    before = list(session.conversation.turns)
+
+    def interrupted(_: Any) -> None:
+        raise InvalidArgumentError("no")
+
+    for show, options in ((quiet, {"max_tokens": -1}), (interrupted, session.options)):
+        commands.run("/retry")
+        question = commands.take_again()
+        assert question is not None
+        good, session.options = session.options, options
+        with pytest.raises(InvalidArgumentError):
+            session.answer(question, show)
+        session.options = good
+        assert session.conversation.turns == before
+    session.answer("Another.", quiet)
+    assert [turn.question for turn in session.conversation.turns] == ["Name a river.", "Another."]
+
+
 def test_undo_system_and_clear(session: Session, commands: Commands) -> None:
     session.answer("Name a river.", quiet)
     commands.run("/undo")
@@ -114,6 +135,15 @@ def test_set_checks_names_and_values(session: Session, commands: Commands) -> No
         with pytest.raises(UnknownNameError, match=r"unknown .* 'nonsense': choose from"):
             commands.run(line)
     assert session.options == before
+    with pytest.raises(InvalidArgumentError, match="seed must be a whole number from 0"):
+        commands.run(f"/set seed {'9' * 400}")
+    with pytest.raises(InvalidArgumentError, match="temperature must be"):
+        commands.run(f"/set temperature {'9' * 400}")
+    for seed in (2**53 + 1, 2**64 - 1):
+        commands.run(f"/set seed {seed}")
+        assert session.options["seed"] == seed
+    commands.run("/set max_tokens 12.0")
+    assert session.options["max_tokens"] == MOST
     said(commands)
     commands.run("/set")
     assert "verify_effort 0.5" in said(commands)
@@ -144,7 +174,10 @@ def test_a_saved_conversation_goes_on(session: Session, commands: Commands, tmp_
 @pytest.mark.parametrize(
     "content",
     ["hello", "[]", "{}", '{"format": "specdec chat", "version": 1}', '{"format": "specdec chat", "version": 9}',
-     '{"format": "specdec chat", "version": 1, "system": "", "turns": [{"question": 3}]}', "[" * 100_000],
+     '{"format": "specdec chat", "version": 1, "system": "", "turns": [{"question": 3}]}',
+     '{"format": "specdec chat", "version": 1, "system": "", "turns": [{"question": " ", "answer": "", "reasoning": ""}'
+     "]}",
+     "[" * 100_000],
 )  # fmt: skip
 def test_other_files_are_refused_and_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.json"
@@ -276,3 +309,26 @@ def test_asking_leaves_signals_as_they_were(monkeypatch: pytest.MonkeyPatch, hom
         signal.set_wakeup_fd(before)
         os.close(ours)
         os.close(theirs)
+
+
+def test_files_that_cannot_be_named_are_refused(commands: Commands) -> None:
+    for line in ("/save a\0b", "/load a\0b"):
+        with pytest.raises(InvalidArgumentError, match="zero byte"):
+            commands.run(line)
+    for line in ("/save ~no-such-user/chat.json", "/load ~no-such-user/chat.json"):
+        with pytest.raises(InvalidArgumentError, match=r"cannot (read|write) ~no-such-user/chat.json: No such file"):
+            commands.run(line)
+
+
+def test_a_model_that_is_too_large_ends_no_conversation(
+    session: Session, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(_: str) -> specdec.Model:
+        raise MemoryError
+
+    commands.load = load
+    lines = iter(["Name a river.", "/model large", "/exit"])
+    chat._converse(chat._Talk(commands, has_colours=False, has_stats=False), lambda: next(lines))
+    assert "specdec: not enough memory for that" in capsys.readouterr().err
+    assert commands.is_over
+    assert len(session.conversation.turns) == 1

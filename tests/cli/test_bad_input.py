@@ -124,6 +124,10 @@ def test_prompts(
     says(run(capsys, *generate, "--prompt-file", tmp_path), "cannot read the prompt .*directory")
     says(run(capsys, *generate, "--prompt", "x", "--prompt-file", "y"), "not allowed with argument")
     says(run(capsys, *generate, "--prompt", "x" * 200), "the prompt has 203 tokens and the model's context holds 128")
+    (tmp_path / "long.txt").write_text("x " * 10_000)
+    for raw in ((), ("--raw",)):
+        ran = run(capsys, *generate, "--prompt-file", tmp_path / "long.txt", *raw)
+        says(ran, r"the prompt has at least \d+ tokens and the model's context holds 128")
 
 
 def test_models(
@@ -135,6 +139,8 @@ def test_models(
     says(run(capsys, "pull", "--list", "nosuch"), "--list lists all models and fetches none")
     says(run(capsys, "generate", "--model", "./nosuch", "--prompt", "x"), "no model at ./nosuch: give a store")
     says(run(capsys, "generate", "--model", "nosuch.gguf", "--prompt", "x"), "no model at nosuch.gguf")
+    says(run(capsys, "generate", "--model", "~nosuch/x", "--prompt", "x"), "no model at ~nosuch/x: give a store")
+    says(run(capsys, "rm", "~nosuch/x"), "the cache holds nothing named '~nosuch/x'")
     says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "generate", "--model", "", "--prompt", "x"), "a model needs a name: give a path")
     says(run(capsys, "convert", DATA / "tiny-llama", "-o", ""), "--output needs the name of a folder to create")

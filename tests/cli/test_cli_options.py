@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from command_line import run, says
 from fake_runtime import fake_model
 
 import specdec
+from specdec.cli.main import build_parser
 from specdec.errors import OptionError
 
 ASK = ("--prompt", "hello", "--max-tokens", "2")
@@ -261,3 +264,19 @@ def test_wrong_grammars_are_refused_before_a_model_is_loaded(
     words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     says(run(capsys, "generate", "--model", "nosuchmodel.gguf", "--prompt", "hello", *words), told)
+
+
+def test_help_and_version_import_no_command() -> None:
+    script = (
+        "import sys; from specdec.cli.main import main; code = main(sys.argv[1:])\n"
+        "sys.exit(code or int('numpy' in sys.modules))"
+    )
+    for words in (["--help"], ["--version"]):
+        ran = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.stdout.startswith(("usage: specdec", "specdec "))
+
+
+def test_help_lists_every_command_whatever_is_parsed() -> None:
+    whole = build_parser().format_help()
+    assert build_parser([]).format_help() == build_parser(["generate", "--help"]).format_help() == whole

@@ -280,6 +280,24 @@ def test_doctor(home: Path, text_model: Path, capsys: pytest.CaptureFixture[str]
         assert part in text
 
 
+def test_doctor_says_what_a_load_would_say(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("specdec.kernels.cpu._native")
+    monkeypatch.setenv("SPECDEC_CPU", "nosuch")
+    assert doctor.examine()["runtimes"]["native"]["reason"].startswith("SPECDEC_CPU is 'nosuch', which this machine")
+
+
+def test_doctor_says_when_the_cache_cannot_be_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.examine()["cache"]["problem"] is None
+    home.mkdir(exist_ok=True)
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    assert f"{home} cannot be written: models that are" in "\n".join(doctor._lines(doctor.examine()))
+    file = home / "file"
+    file.touch()
+    for there in (file, file / "folder"):
+        monkeypatch.setenv("SPECDEC_HOME", str(there))
+        assert doctor.examine()["cache"]["problem"] == f"{file} is not a folder: set SPECDEC_HOME to one"
+
+
 def test_doctor_says_why_a_runtime_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise RuntimeUnavailableError(f"install the backend of {name}")

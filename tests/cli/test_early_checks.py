@@ -31,6 +31,11 @@ def test_options_of_serve(capsys: pytest.CaptureFixture[str], arguments: tuple[s
     says(run(capsys, "serve", MISSING, *arguments), told)
 
 
+def test_keys_of_the_environment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_API_KEY", ",")
+    says(run(capsys, "serve", MISSING), "SPECDEC_API_KEY is ',' and holds no key: set keys with commas between")
+
+
 @pytest.mark.parametrize("command", [("serve", MISSING), ("generate", "--model", MISSING, "--prompt", "x")])
 @pytest.mark.parametrize(
     ("arguments", "told"),
@@ -38,6 +43,7 @@ def test_options_of_serve(capsys: pytest.CaptureFixture[str], arguments: tuple[s
         (("--runtime", "fast"), "unknown runtime 'fast': choose from auto"),
         (("--threads", "0"), "--threads must be a whole number of at least 1, not 0"),
         (("--context", "-4"), "--context must be a whole number of at least 1, not -4"),
+        (("--split", "layers"), "--split divides a model among --ranks: give both"),
     ],
 )
 def test_options_of_loading(
@@ -61,3 +67,31 @@ def test_arguments_of_load(tmp_path: Path) -> None:
         specdec.load(model, context=True)
     with pytest.raises(InvalidArgumentError, match=r"threads must be a whole number of at least 1, not 1\.0"):
         specdec.load(model, threads=1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("generate", "--model", MISSING, "--prompt-file"), "--json"),
+        (("generate", "--prompt", "x", "--model"), "--trace"),
+        (("bench", MISSING, "--prompts", "humaneval"), "--csv"),
+        (("eval", MISSING, "--text"), "--json"),
+        (("search", "build"), "--out"),
+        (("search", "query", "missing.idx"), "--out"),
+        (("fff", "train"), "--out"),
+    ],
+)
+def test_outputs_replace_no_inputs(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    option: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input.npy").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("input.npy")
+    for path in ("input.npy", "./input.npy", "link"):
+        told = f"{option} {path} would replace a file that this command reads: name another"
+        says(run(capsys, *command, "input.npy", option, path), told)
+    assert (tmp_path / "input.npy").read_bytes() == b"precious"

@@ -27,7 +27,8 @@ from safetensors.numpy import save_file
 from text_model import text_gguf
 
 from specdec import catalogue
-from specdec.cli.main import COMMANDS, build_parser
+from specdec.cli.commands import COMMANDS
+from specdec.cli.main import build_parser
 from specdec.errors import RuntimeUnavailableError
 from specdec.fff import to_fastfeedforward
 from specdec.lab.eval.sandbox import run_program

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -199,6 +202,32 @@ def test_a_full_disk_ends_the_generation_with_one_sentence():
     with pytest.raises(InvalidArgumentError, match="cannot write the trace '/dev/full': No space left"):
         next(stream)
     assert next(stream, None) is None
+
+
+@contextmanager
+def most_bytes_of_a_file(limit: int) -> Iterator[None]:
+    """The system refuses to write more, half-way, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("limit", [7, 1500])
+def test_a_trace_on_a_full_disk_has_whole_lines_or_is_not_there(tmp_path, exists, limit):
+    path = tmp_path / "trace.jsonl"
+    if exists:
+        path.write_text("before")
+    with most_bytes_of_a_file(limit), pytest.raises(InvalidArgumentError, match="cannot write the trace"):
+        specdec.generate(fake_model(seed=4), [1, 2, 3], max_tokens=100, trace=path)
+    if limit == 7:
+        assert path.read_text() == "" if exists else not path.exists()
+        return
+    assert path.read_text().endswith("}\n")
+    assert [line["round"] for line in read_lines(path)] == list(range(len(read_lines(path))))
 
 
 def test_counts_by_drafter_and_effort_add_up():

@@ -141,6 +141,8 @@ def test_prompt_as_text_ids_and_messages():
         ("", {}, "the prompt is empty"),
         ([], {}, "the prompt is empty"),
         (7, {}, "text, token ids, or chat messages, not 7"),
+        ({"role": "user", "content": "x"}, {}, "text, token ids, or chat messages, not .*: put a message into a list"),
+        ({3, 1, 2}, {}, "text, token ids, or chat messages, not {1, 2, 3}"),
         ([1, "a"], {}, "a token id must be a whole number, not 'a'"),
         ([1.5], {}, "a token id must be a whole number"),
         ([True], {}, "a token id must be a whole number"),
@@ -167,6 +169,15 @@ def test_wrong_messages(message):
 def test_bytes_are_not_token_ids(kind):
     with pytest.raises(InvalidArgumentError, match="a prompt must be text, token ids, or chat messages, not "):
         specdec.generate(fake_model(), kind(b"abc"))
+
+
+@pytest.mark.parametrize("name", ["speculate", "chat", "literal", "ignore_eos"])
+def test_switches(name):
+    for value in ("no", None, 2, 0.5):
+        with pytest.raises(InvalidArgumentError, match=f"{name} must be True or False, not {value!r}"):
+            specdec.generate(fake_model(), "ab", **{name: value})
+    for value in (True, 0, np.True_, np.int64(1)):
+        assert specdec.generate(fake_model(), "ab", max_tokens=4, **{name: value}).tokens
 
 
 def test_numbers_of_numpy():
@@ -246,7 +257,7 @@ def test_plain_and_mixed_stop_strings_together():
 
 def test_a_prompt_with_a_token_that_the_model_has_no_row_for():
     class Wide(ByteTokenizer):
-        def encode(self, text, *, add_bos=None):
+        def encode(self, text, *, add_bos=None, fit=None):
             return [258]
 
     with pytest.raises(InvalidArgumentError, match="holds token 258, and the model has rows for 258 tokens only"):

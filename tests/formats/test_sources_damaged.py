@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_files import DATA, gguf_parts, safetensors_bytes, tiny_config, tiny_weights, write_gguf, write_huggingface
 
+from specdec import catalogue
 from specdec.errors import ModelFormatError
 from specdec.formats import Source, open_source
 from specdec.model.architecture import ModelConfig
@@ -58,6 +59,18 @@ def test_paths(tmp_path: Path) -> None:
 def test_foreign_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     refused(tmp_path / "m.gguf", "is empty" if not content else "is not a GGUF file")
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
+def test_pointers_of_git_lfs(tmp_path: Path, home: Path, name: str) -> None:
+    model = write_huggingface(tmp_path / "model", tiny_config("tiny-llama"), half_tensors("tiny-llama"))
+    (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n")
+    path = model / name if name == "m.gguf" else model
+    message = f"{name} is a pointer of Git LFS, not the file itself: run git lfs pull in its folder"
+    with pytest.raises(ModelFormatError, match=message):
+        catalogue.resolve_model(str(path))
+    with pytest.raises(ModelFormatError, match=message), open_source(path) as source:
+        source.tokenizer_files()
 
 
 @pytest.mark.parametrize(("version", "message"), [(1, "version 1"), (4, "version 4"), (3 << 24, "big-endian")])
@@ -109,6 +122,7 @@ def changed_gguf(folder: Path, change: Callable[[Parts], object]) -> Path:
         (lambda p: p.metadata.update({"llama.attention.head_count": 0}), "num_heads must be a positive whole number"),
         (lambda p: p.metadata.update({"llama.attention.head_count_kv": [2, 2, 4]}), "differs between layers"),
         (lambda p: p.metadata.update({"llama.rope.freq_base": float("nan")}), "must be a positive number"),
+        (lambda p: p.metadata.update({"llama.context_length": 0}), "llama.context_length must be a positive .*, not 0"),
         (
             lambda p: p.metadata.update({"llama.rope.dimension_count": 8}),
             "rope.dimension_count must be the head size 16",

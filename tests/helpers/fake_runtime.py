@@ -299,7 +299,7 @@ class ByteTokenizer:
         self.add_bos, self.has_chat_template = add_bos, has_chat_template
         self.eos_ids = frozenset({EOS}) if eos is None else eos
 
-    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False, fit: object = None) -> list[int]:
         if text == "<end>":
             return [EOS]
         return [BOS] * (self.add_bos if add_bos is None else add_bos) + list(text.encode())
@@ -318,7 +318,12 @@ class ByteTokenizer:
         return bytes(self.encode_chat(messages, variables=variables)).decode()
 
     def encode_chat(
-        self, messages: Sequence[object], *, literal: bool = True, variables: Mapping[str, object]
+        self,
+        messages: Sequence[object],
+        *,
+        literal: bool = True,
+        variables: Mapping[str, object],
+        fit: object = None,
     ) -> list[int]:
         text = "".join(f"<{message['role']}>{message['content']}\n" for message in checked_messages(messages))
         return list((text[:-1] if variables.get("continue_final_message") else text + "<assistant>").encode())

@@ -37,7 +37,7 @@ class WordTokenizer(ByteTokenizer):
     vocab_size = VOCAB
     fingerprint = "words"
 
-    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool | None = None, fit: object = None) -> list[int]:
         data, ids = text.encode(), []
         while data:
             fitting = [one for one in range(258, VOCAB) if self.pieces[one] and data.startswith(self.pieces[one])]

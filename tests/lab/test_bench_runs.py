@@ -400,6 +400,10 @@ def test_prompt_files_that_make_no_sense_are_refused(tmp_path, name, content, to
         (("--csv", "gone/away.csv"), "the folder gone does not exist"),
         (("--resume", "gone/away.jsonl"), "the folder gone does not exist"),
         (("--draft-view", "int9"), "int9"),
+        (("--json", "one", "--csv", "./one"), "--json and --csv need different files"),
+        (("--csv", "one", "--resume", "one"), "--csv and --resume need different files"),
+        (("--report", "/dev/null/report"), "--report /dev/null/report: /dev/null is not a folder"),
+        (("--report", "/dev/null"), "--report /dev/null is a file: name a folder"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(bench, home, tmp_path, monkeypatch, arguments, told):
@@ -419,6 +423,16 @@ def test_a_prompt_that_does_not_fit_is_told_before_the_run(bench, prompts):
 def test_a_report_needs_matplotlib(bench, tmp_path, monkeypatch):
     monkeypatch.setattr("specdec.cli.common.importlib.util.find_spec", lambda *_: None)
     assert "pip install 'specdec-mlx[report]'" in bench("--report", tmp_path / "report").error
+
+
+def test_a_report_replaces_its_own_page_only(bench, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "report" / "index.html"
+    for _ in range(2):
+        assert bench("--report", page.parent, "--restart").code == 0
+    page.write_text("<title>my page</title>")
+    assert f"--report would replace {page}, which is not a page of bench" in bench("--report", page.parent).error
+    assert page.read_text() == "<title>my page</title>"
 
 
 def test_a_table_as_csv(bench, tmp_path):

@@ -22,7 +22,9 @@ KEYS = ("first-key", "second-key")
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     model = fake_model(tokenizer=ByteTokenizer(has_chat_template=True))
-    with serving(model, api_keys=KEYS, cors=("https://page.example",), max_body_bytes=2000) as running:
+    with serving(
+        model, api_keys=KEYS, cors=("https://page.example", "HTTP://Other.example:81/"), max_body_bytes=2000
+    ) as running:
         yield running
 
 
@@ -65,6 +67,11 @@ def test_pages_of_other_origins(server: Running) -> None:
     with server.client() as client:
         allowed = client.options("/v1/models", headers={"origin": "https://page.example", **ask})
         assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+        assert "DELETE" in allowed.headers["access-control-allow-methods"]
+        allowed = client.options("/v1/models", headers={"origin": "http://other.example:81", **ask})
+        assert allowed.headers["access-control-allow-origin"] == "http://other.example:81"
+        told = client.get("/health", headers={"origin": "null"}).json()["error"]["message"]
+        assert told.endswith("start it with --cors '*'")
         refused = client.options("/v1/models", headers={"origin": "https://evil.example", **ask})
         assert "access-control-allow-origin" not in refused.headers
 
@@ -120,6 +127,7 @@ def test_loopback_names(name: str, expected: bool) -> None:
         ({"efforts": (0.5, 2)}, "efforts must be numbers above 0 and at most 1, not 2"),
         ({"api_keys": ("a b",)}, "API key"),
         ({"cors": ("page.example",)}, "begin with http"),
+        ({"cors": ("http://page.example/chat",)}, "without a path, not 'http://page.example/chat'"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
         ({"timeout_s": 0}, "timeout_s must be a number of seconds above 0, not 0"),
         ({"timeout_s": float("nan")}, "timeout_s must be a number of seconds above 0, not nan"),

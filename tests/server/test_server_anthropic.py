@@ -308,6 +308,8 @@ def test_tokens_are_counted(server: Scripted, client: Any) -> None:
     server.script.set(TextDelta("a"), finished())
     start = sse(server.post("/v1/messages", body(stream=True)).text)[0]
     assert start["message"]["usage"]["input_tokens"] == few
+    long = [{"role": "user", "content": "x " * 1000}]  # more than the context holds
+    assert client.messages.count_tokens(model=NAME, messages=long).input_tokens > 1000
 
 
 def test_pings_while_nothing_comes(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

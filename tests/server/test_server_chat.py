@@ -245,6 +245,17 @@ def test_what_is_wrong_is_said_in_openais_form(
         assert (streamed.status_code, streamed.json()) == (status, response.json())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_bans_every_token_is_at_fault(server: Running, stream: bool) -> None:
+    size = server.get("/v1/models").json()["data"][0]["meta"]["n_vocab"]
+    bans = {str(token): -100 for token in range(size)}
+    response = server.chat(max_tokens=4, logit_bias=bans, stream=stream)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "no token can follow" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -310,6 +321,23 @@ def test_a_prompt_beyond_the_context(server: Running, client: Any) -> None:
         client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x" * 200}])
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "messages"
+    assert "However, your prompt has 2" in str(caught.value)
+
+
+def test_a_prompt_far_beyond_the_context_is_not_encoded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_encode", "_encode_parts"):
+        monkeypatch.setattr(type(server.model.tokenizer), name, None)
+    long = "x " * 50_000
+    for path, fields in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+        ("/v1/completions", {"prompt": long}),
+        ("/v1/responses", {"input": long}),
+    ):
+        response = server.post(path, {"model": NAME, **fields})
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert response.json()["error"]["param"] in fields
+        assert "However, your prompt has at least " in response.json()["error"]["message"]
 
 
 def test_an_answer_ends_with_the_context(server: Running) -> None:

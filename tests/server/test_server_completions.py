@@ -175,5 +175,14 @@ def test_paths_and_methods_that_there_are_not(server: Running) -> None:
     missing = server.get("/v1/nothing")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "unknown_url"
+    assert missing.json()["error"]["message"] == "Not Found: GET /v1/nothing"
+    for path, meant in (
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/messages", "/v1/messages"),
+        ("/v1/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/tokenize", "/tokenize"),
+    ):
+        message = server.post(path, {}).json()["error"]["message"]
+        assert message == f"Not Found: POST {path}: the path is {meant}"
     assert server.get("/v1/chat/completions").status_code == 405
     assert "error" in server.get("/v1/chat/completions").json()

@@ -171,6 +171,15 @@ def test_text_that_is_no_unicode(smollm: Tokenizer) -> None:
         smollm.encode("ab\ud800")
 
 
+def test_values_of_other_types(smollm: Tokenizer) -> None:
+    for value in (None, 5, b"text"):
+        with pytest.raises(InvalidArgumentError, match=f"a tokenizer encodes text, not {value!r}"):
+            smollm.encode(value)  # type: ignore[arg-type]
+    for ids in ("ab", 5, [1.5]):
+        with pytest.raises(InvalidArgumentError, match="a tokenizer decodes a list of whole numbers, not "):
+            smollm.decode(ids)  # type: ignore[arg-type]
+
+
 def test_fingerprint(tmp_path: Path, smollm: Tokenizer) -> None:
     # Other settings, and no filling: still the same tokens under the same ids.
     metadata = bpe_metadata("gpt2", eos_token_id=0)

@@ -20,6 +20,7 @@ from specdec.lab.bench.grid import PLAIN
 from specdec.lab.bench.plots import PLOTS, Plot
 from specdec.lab.bench.table import noise_sentence
 from specdec.lab.theme import DARK, FONT, LIGHT, NAMED, Theme, css_variables, standalone, style, to_png, to_svg
+from specdec.whole_file import write_output
 
 _CSS = """
 *{box-sizing:border-box}
@@ -93,11 +94,11 @@ def write_report(folder: Path, findings: Findings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     drawings = draw(findings)
     for one in drawings:
-        (folder / f"{one.name}.svg").write_text(standalone(one.svg), encoding="utf-8")
+        write_output(folder / f"{one.name}.svg", standalone(one.svg).encode())
         for theme, suffix in ((LIGHT, ""), (DARK, "-dark")):
-            (folder / f"{one.name}{suffix}.png").write_bytes(to_png(one.figure(theme)))
+            write_output(folder / f"{one.name}{suffix}.png", to_png(one.figure(theme)))
     page = folder / "index.html"
-    page.write_text(to_html(findings, drawings), encoding="utf-8")
+    write_output(page, to_html(findings, drawings).encode())
     return page
 
 

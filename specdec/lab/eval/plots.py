@@ -14,6 +14,7 @@ from specdec.errors import InvalidArgumentError
 from specdec.lab.eval.plan import DENSE
 from specdec.lab.eval.report import Evaluation, Row, Share, TextScore, table
 from specdec.lab.theme import LIGHT, WIDTH_IN, Theme, style, to_png
+from specdec.whole_file import write_output
 
 # What the text shows: file, title, axis, value, standard error, logarithmic.
 _OF_TEXT: tuple[tuple[str, str, str, Callable[[TextScore], float], Callable[[TextScore], float], bool], ...] = (
@@ -59,8 +60,8 @@ def write_plots(folder: Path, evaluation: Evaluation, *, title: str, theme: Them
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in pictures.items():
-            (folder / f"{name}.png").write_bytes(content)
-        (folder / "table.txt").write_text("\n".join(table(evaluation)) + "\n", encoding="utf-8")
+            write_output(folder / f"{name}.png", content)
+        write_output(folder / "table.txt", ("\n".join(table(evaluation)) + "\n").encode())
     except OSError as error:
         raise InvalidArgumentError(f"cannot write the report into {folder}: {error.strerror}") from None
     return folder

@@ -76,8 +76,9 @@ def check_available() -> None:
 
     Raises:
         RuntimeUnavailableError: the extension module was not built, or does not load here.
+        InvalidArgumentError: SPECDEC_CPU names an instruction set that this machine cannot run.
     """
-    native_module()
+    _isa(native_module(), None)
 
 
 class NativeRuntime:

@@ -124,6 +124,7 @@ def read_response_request(
         owner=owner,
         deadline_s=settings.timeout_s,
         schema_field="text.format.schema",
+        messages_field="input",
     )
     form = ResponseForm(
         model=model, stream=stream, store=store, logprobs=logprobs is not None, input=items, before=before, echo=echo
