@@ -16,7 +16,6 @@ from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.turn_results import TurnResults
 from specdec.policies.goodput.ways import Way
 
-
 _MARGIN = 1.03  # tokens for each dense step, over the going rate, from which turns pay
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
