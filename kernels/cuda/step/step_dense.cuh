@@ -10,7 +10,7 @@ DEVICE void fill(const Matrix&, int, const void*, const void*, char*) {}
 DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const void*, const act_t* activation, const unsigned char*, int rows,
                            float* parts, float* exchange, char*) {
   constexpr int UNROLL = STEP_UNROLL;  // at most the steps of a tile: a batch passes one end of a tile
-  const int steps = m.steps, width = steps * 32;
+  const int steps = m.steps, width = steps * 32 + ROW_GAP;  // of a row and what is left between rows
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares share(m, threadIdx.x / 32);
   const uint4* w = reinterpret_cast<const uint4*>(weights) + (size_t)share.begin * 64 + lane;
