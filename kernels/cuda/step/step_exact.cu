@@ -296,11 +296,8 @@ for (int number = 0, choice = 0;; ++number) {
   if (head) break;
 }
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
-#pragma unroll 1
-for (int row = 0; row < rows - logits_from; ++row) {
-  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), parts_of(0), r, i); }, shows_logits ? logits : nullptr, found,
-              tops, room);
-}
+look_at_rows<ROWS < 8 ? 1 : 8>(rows - logits_from, [&](int r, int i) { return sum4(matrix_at(0, true), parts_of(0), r, i); },
+                               shows_logits ? logits : nullptr, found, tops, room);
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
 #include "step_turns_end"

@@ -58,14 +58,24 @@ auto make_normed = [&](int layer, int site, int first) {
 #pragma unroll
     for (int e = 0; e < LANE / 4; ++e) square += four_squares(value[j][e]);
     square = lane_sum(square);
-    if (lane == 0 && row < count) room[row * PARTS + part] = square;
+    if (lane == 0 && row < count) room[part * ROWS + row] = square;
   }
   BARRIER();
+  // A lane has a row, whose parts it adds in the order of `lane_sum`.
+  float sum[WARPS];
+#pragma unroll
+  for (int l = 0; l < WARPS; ++l) sum[l] = l < PARTS && lane < rows - first ? room[l * ROWS + lane] : 0.0f;
+#pragma unroll
+  for (int half = WARPS / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+  }
+  const float scales = rms_scale(sum[0], HIDDEN, EPSILON);
 #pragma unroll
   for (int j = 0; j < MOST; ++j) {
     const int row = slot + j * SLOTS;
     if (row >= count) break;
-    const float scale = rms_scale(lane_sum(lane < PARTS ? room[row * PARTS + lane] : 0.0f), HIDDEN, EPSILON);
+    const float scale = __shfl_sync(EVERY_LANE, scales, row);
 #pragma unroll
     for (int e = 0; e < LANE / 4; ++e) {
       float4 four = value[j][e];

@@ -49,10 +49,22 @@ class Passes:
         made[:] = 0.5 * np.random.default_rng(seed).standard_normal(shape)
         return made
 
+    def turns(
+        self, kind: Kind, pieces: list[Piece], caches: list[np.ndarray], *, backwards: bool = False
+    ) -> np.ndarray:
+        """Choices of rows that go on twice with their own tokens, (3, rows, 8)."""
+        state = self._state(kind, pieces, caches)
+        show_choices(state, ahead=2)
+        given = (kind, self.entries, caches[0], self.model.angles, state)
+        return self.model.steps.turns(*given, rows=len(pieces), backwards=backwards)
+
+    def _state(self, kind: Kind, pieces: list[Piece], caches: list[np.ndarray]) -> np.ndarray:
+        addresses = [cache.ctypes.data for cache in caches] if kind.shared else []
+        return state_of(pieces, [cache.shape[3] for cache in caches], addresses)
+
     def step(self, kind: Kind, pieces: list[Piece], caches: list[np.ndarray], *, backwards: bool = False) -> np.ndarray:
         """Logits of the wanted rows."""
-        addresses = [cache.ctypes.data for cache in caches] if kind.shared else []
-        state = state_of(pieces, [cache.shape[3] for cache in caches], addresses)
+        state = self._state(kind, pieces, caches)
         logits = self.model.steps.exact(kind, self.entries, caches[0], self.model.angles, state, backwards=backwards)
         return logits[: sum(piece.wanted for piece in pieces)]
 
@@ -119,24 +131,18 @@ def test_rows_of_trees_and_of_several_sequences_have_the_bits_of_rows_alone(monk
 
 @needs_compiler
 @pytest.mark.slow
-def test_several_sequences_go_on_with_the_tokens_of_rows_alone(monkeypatch, tmp_path):
-    passes, kind = Passes(monkeypatch, tmp_path, "bfloat16"), Kind("dense", False, 8, 0, 8, shared=True)
-    begun, found = [(3, 11), (150, POSITION + 2), (42, 0)], []
-    for number, (token, place) in enumerate(begun):
-        cache, tokens = passes.cache(number), [token]
-        for step in range(3):
-            tokens.append(int(passes.alone(tokens[-1:], place + step, cache)[0].argmax()))
-        found.append(tokens[1:])
-    caches = [passes.cache(number) for number in range(3)]
-    state = state_of(
-        [chain([token], place, wanted=1) for token, place in begun],
-        [cache.shape[3] for cache in caches],
-        [cache.ctypes.data for cache in caches],
-    )
-    show_choices(state, ahead=2)
-    steps = passes.model.steps
-    turns = steps.turns(kind, passes.entries, caches[0], passes.model.angles, state, rows=3, backwards=True)
-    assert turns[..., 4].view(np.int32).T.tolist() == found
+@pytest.mark.parametrize(("rows", "vocabulary"), [(8, 4500), (16, 15001)])  # parts of rows for some blocks, and for all
+def test_several_sequences_go_on_with_the_choices_of_rows_alone(monkeypatch, tmp_path, rows, vocabulary):
+    passes = Passes(monkeypatch, tmp_path, "bfloat16", vocabulary=vocabulary)
+    begun = [(3, 11), (4150, POSITION + 2), (42, 0)]
+    pieces = [chain([token], place, wanted=1) for token, place in begun]
+    alone = [passes.turns(ALONE, [piece], [passes.cache(number)]) for number, piece in enumerate(pieces)]
+    kind = Kind("dense", False, rows, 0, rows, shared=True)
+    for backwards in (False, True):
+        caches = [passes.cache(number) for number in range(3)]
+        turns = passes.turns(kind, pieces, caches, backwards=backwards)
+        assert turns.shape[0] == 3
+        assert np.array_equal(turns[..., :5], np.concatenate(alone, axis=1)[..., :5])
 
 
 def sized(hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int) -> ModelConfig:

@@ -30,12 +30,12 @@ class Model:
 
     def __init__(
         self, monkeypatch: Any, folder: Any, dtype: str = "float16", *, hidden: int = 192, inner: int = 320,
-        positions: int = SPAN,
+        positions: int = SPAN, vocabulary: int = 200,
     ) -> None:  # fmt: skip
         self.dtype = getattr(mx, dtype)
         self.config = c = ModelConfig.uniform(
-            family="llama", vocab_size=200, hidden_size=hidden, intermediate_size=inner, num_layers=2, num_heads=4,
-            num_kv_heads=2, head_dim=32, norm_eps=1e-5, rope_theta=10000.0, max_context=512,
+            family="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_layers=2,
+            num_heads=4, num_kv_heads=2, head_dim=32, norm_eps=1e-5, rope_theta=10000.0, max_context=512,
         )  # fmt: skip
         self.rng = np.random.default_rng(1)
         q, kv = 128, 64
