@@ -364,7 +364,6 @@ class WholeStep:
         sizes["BIN_BITS"] = BIN_BITS + exact
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
-            sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"INPUTS": kind.mode == "inputs", "SYNC_ARRIVALS": ARRIVALS}
             seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at multiples of it
             if kind.mode == "inputs":
