@@ -4,12 +4,22 @@ namespace specdec {
 
 using act_t = weight_t;
 
-// A ring in shared memory, as in step_verify.cuh, was measured here too, and was slower.
-DEVICE void fill(const Matrix&, int, const void*, const void*, char*) {}
+// Asks for the first weights of a warp's share, STEP_AHEAD units, while others come to a grid barrier. A ring in shared
+// memory, as in step_verify.cuh, was measured here too, and was slower.
+DEVICE void fill([[maybe_unused]] const Matrix& m, int, [[maybe_unused]] const void* weights, const void*, char*) {
+#if STEP_AHEAD
+  static_assert(STEP_AHEAD <= 4, "a lane asks for 128 bytes, a unit has 1024");
+  const Shares share(m, threadIdx.x / 32);
+  const int lane = threadIdx.x % 32, units = share.end - share.begin;
+  if (lane / 8 < (units < STEP_AHEAD ? units : STEP_AHEAD)) {
+    ahead(reinterpret_cast<const char*>(weights) + (size_t)share.begin * 1024 + lane * 128);
+  }
+#endif
+}
 
 DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const void*, const act_t* activation, const unsigned char*, int rows,
                            float* parts, float* exchange, char*) {
-  constexpr int UNROLL = 4;  // at most the steps of a tile: a batch passes one end of a tile
+  constexpr int UNROLL = STEP_UNROLL;  // at most the steps of a tile: a batch passes one end of a tile
   constexpr int AT_ONCE = UNROLL * BANDS * SPLIT > 4 ? 4 / BANDS / SPLIT : UNROLL;  // units whose rows are read together
   const int steps = m.steps, width = steps * 32 + ROW_GAP;  // of a row and what is left between rows
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
