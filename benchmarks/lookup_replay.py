@@ -35,10 +35,11 @@ from specdec.policies.goodput.turn_results import LONG_PROMPT
 
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
+from specdec.drafters.hindsight import Hindsight
 from specdec.drafters.registry import create
 from specdec.drafters.text_match import TextMatch
 from specdec.engine.drafter_guard import options_of
-from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
+from specdec.engine.policy import CostTable, DraftOption, DraftPlan, Knowledge, RoundOutcome, RoundState
 from specdec.engine.successors import survey_prefix, surveyed_tokens
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.effort import resolve_efforts
@@ -80,7 +81,7 @@ def main() -> None:
         answers = [cut for count in args.ends for answer in answers if (cut := ended(answer, count)) is not None]
     if args.turns:
         known = surveyed(model, args.survey) if args.survey else {}
-        print_table(TURN_HEADER, turn_rows(answers, dict(args.turns), args.launch, known))
+        print_table(TURN_HEADER, turn_rows(answers, dict(args.turns), args.launch, known, args.max_tokens))
         kinds = list(dict.fromkeys(answer["task"] for answer in answers))
         rows = [always(answers, width, kinds, known) for width, _ in args.turns]
         print_table(["rows", "all", "matches alone", *kinds], rows)
@@ -95,7 +96,7 @@ def ended(answer: dict[str, Any], count: int) -> dict[str, Any] | None:
     if len(tokens) < count:
         return None
     kind = f"{count} tokens after {'long' if len(answer['prompt']) >= LONG_PROMPT else 'short'} prompts"
-    return {**answer, "tokens": tokens[:count], "most": len(tokens), "task": kind}
+    return {**answer, "tokens": tokens[:count], "task": kind}
 
 
 def record(model: Model, path: Path, prompts: int, most: int) -> None:
@@ -188,7 +189,11 @@ def replay(
 
 
 def turn_rows(
-    answers: Sequence[dict[str, Any]], costs: Mapping[int, float], launch: float, known: Mapping[int, Sequence[int]]
+    answers: Sequence[dict[str, Any]],
+    costs: Mapping[int, float],
+    launch: float,
+    known: Mapping[int, Sequence[int]],
+    most: int = 128,
 ) -> list[list[str]]:
     """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and the speed of all.
 
@@ -197,10 +202,11 @@ def turn_rows(
         costs: of a turn by rows, in plain steps.
         launch: the host's time of a launch, in plain steps.
         known: likely successors of tokens before anything was decoded.
+        most: tokens that answers may have, as far as the policy knows.
     """
     kinds: dict[str, list[Launches]] = {}
     for answer in answers:
-        kinds.setdefault(answer["task"], []).append(launches_of(answer, costs, launch, known))
+        kinds.setdefault(answer["task"], []).append(launches_of(answer, costs, launch, known, most))
     rows = []
     for kind, found in kinds.items():
         turns, kept = sum(one.turns for one in found), sum(one.kept for one in found)
@@ -232,7 +238,7 @@ def always(
         for learns in (True, False):
             rule, at, count = Recycled(known if learns else None), len(answer["prompt"]), 0
             while at < len(text):
-                at += 1 + _turn(rule, answer, text, at, width)
+                at += 1 + _turn(rule, answer, text, at, width, len(text))
                 count += 1
                 if not learns:
                     rule.successors.clear()
@@ -255,31 +261,34 @@ class Launches:
 
 
 def launches_of(
-    answer: dict[str, Any], costs: Mapping[int, float], launch: float, known: Mapping[int, Sequence[int]]
+    answer: dict[str, Any], costs: Mapping[int, float], launch: float, known: Mapping[int, Sequence[int]], most: int
 ) -> Launches:
-    """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
+    """The default policy over an answer, with turns of the runtime's own, and plain steps that go ahead."""
     done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(known), 0.001
     turn_s = {1: step_s * (1 + launch / 16)} | {rows: step_s * (cost + launch / 8) for rows, cost in costs.items()}
-    verify_s = {1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s}
+    verify_s = {rows: step_s * (cost + launch) for rows, cost in ((1, 1.0), (3, 1.3), (5, 1.5), (9, 2.1))}
     table = CostTable(verify_s=verify_s, turn_s=turn_s)
     policy.begin(Knowledge(costs=table, memory={}))
     option = DraftOption("recycle", None, takes_effort=False, turn_rows=max(costs))
     prompt, text = answer["prompt"], [*answer["prompt"], *answer["tokens"]]
-    at, run, rounds, lookup = len(prompt), 0, 0, TextMatch()
-    limit = len(prompt) + answer.get("most", len(answer["tokens"]))
+    at, run, rounds, lookup, hindsight = len(prompt), 0, 0, TextMatch(), Hindsight(len(prompt), known)
+    limit = len(prompt) + max(most, len(answer["tokens"]))
     while at < len(text):
-        state = RoundState(
-            round_index=rounds, position=at, max_draft_tokens=limit - at - 1, draft_len=4, draft_effort=1.0,
-            verify_effort=1.0, options=(option,), is_effort_asked=False,
-            matches={"recycle": lookup.length(text[:at])},
-        )  # fmt: skip
-        plan = None if rounds < policy.quiet_rounds else policy.plan(state)
+        is_quiet = rounds < policy.quiet_rounds
+        plan = DraftPlan(num_draft_tokens=0, effort=1.0)
+        if not is_quiet:
+            state = RoundState(
+                round_index=rounds, position=at, max_draft_tokens=limit - at - 1, draft_len=4, draft_effort=1.0,
+                verify_effort=1.0, options=(option,), is_effort_asked=False,
+                matches={"recycle": lookup.length(text[:at])}, missed=hindsight.kept(text[:at]),
+            )  # fmt: skip
+            plan = policy.plan(state)
         kept: list[int] = []
         ahead = 0
-        if plan is not None and plan.num_draft_tokens:
+        if plan.num_draft_tokens:
             width = max((one for one in costs if one <= plan.num_draft_tokens + 1), default=min(costs))
             for _ in range(plan.turns):
-                count = _turn(rule, answer, text, at, width)
+                count = _turn(rule, answer, text, at, width, limit)
                 kept.append(count)
                 at += count + 1
                 if at >= len(text):
@@ -292,14 +301,13 @@ def launches_of(
             run, cost = run + 1 + ahead, launch + 1.0 + ahead
             at += 1 + ahead
             seconds = step_s * cost / (1 + ahead)
-        if plan is not None:
-            policy.observe(
-                RoundOutcome(
-                    drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
-                    drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
-                    round_s=seconds, turns=tuple(kept), ahead=ahead,
-                )
-            )  # fmt: skip
+        outcome = RoundOutcome(
+            drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
+            drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
+            round_s=seconds, turns=tuple(kept), ahead=ahead,
+        )  # fmt: skip
+        if not is_quiet:
+            policy.observe(outcome)
         done.cost, rounds = done.cost + cost, rounds + 1
     run, left = 0, len(answer["tokens"])
     while left:
@@ -308,12 +316,12 @@ def launches_of(
     return done
 
 
-def _turn(rule: Recycled, answer: dict[str, Any], text: list[int], at: int, width: int) -> int:
+def _turn(rule: Recycled, answer: dict[str, Any], text: list[int], at: int, width: int, limit: int) -> int:
     """Tokens that a turn after `at` tokens keeps; the rule learns from the rows that were kept."""
-    tokens, parents = rule.draft(text[:at], width, len(text))
+    tokens, parents = rule.draft(text[:at], width, limit)
     kept, last = 0, -1
     for number, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
-        if parent == last and token == text[at + kept]:
+        if parent == last and at + kept + 1 < len(text) and token == text[at + kept]:
             kept, last = kept + 1, number
     first = at - len(answer["prompt"])
     rule.learn(text[at - 1 : at + kept], answer["top"][first : first + kept + 1])

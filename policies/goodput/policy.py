@@ -121,7 +121,9 @@ class GoodputPolicy:
         offer, learnt = self._offer, self._learnt
         if learnt is None:
             learnt = self._recall(state)
-        elif self._shared.is_known_not_to_pay(learnt, state):
+        if state.missed and not self._now.turns and self._turns.miss(learnt, offer, state):
+            self._shared.look_again()
+        if self._shared.is_known_not_to_pay(learnt, state):
             self._log.rested(state)
             return _PLAIN
         now = Situation(learnt, state, offer, self._shared.verify(learnt, state), self._now)

@@ -76,6 +76,10 @@ class Shared:
         """Whether the `number`-th round of all has anything to teach: of those without a look, about one in a pass."""
         return not self.rests or not number % (self._beside + 1 if self._beside else _ALONE_LESSON)
 
+    def look_again(self) -> None:
+        """What was seen at the last look does not speak for the next round."""
+        self._until = 0
+
     def looked(
         self,
         learnt: Learnt,

@@ -20,6 +20,8 @@ _APART, _EACH = 0.4, 0.8  # standard deviations of the tokens kept, from text to
 _MEMORY, _COST_MEMORY = 24.0, 6.0  # turns, and passes
 _LEAST_AHEAD = 7  # plain steps that a pass has to go ahead for to say what one costs
 _NEW_TEXT = 0.15  # share of what was seen that counts for the next text
+_MISSED_WIDTH = 8  # rows of turns that plain steps took the place of
+_MISSED = 0.5  # turns that one of them counts for
 
 
 @dataclass(slots=True)
@@ -89,16 +91,23 @@ class TurnResults:
             kept: drafted tokens that each of them kept.
             cost: cost of a turn, in plain steps.
         """
+        self._count(width, kept, 1.0)
+        known = self.costs.get(width)
+        self.costs[width] = cost if known is None else known + (min(cost, 1.5 * known) - known) / _COST_MEMORY
+
+    def miss(self, kept: Sequence[int]) -> None:
+        """Count turns that plain steps took the place of, and that would have kept `kept` tokens."""
+        self._count(_MISSED_WIDTH, kept, _MISSED)
+
+    def _count(self, width: int, kept: Sequence[int], weight: float) -> None:
         place = WIDTHS.index(width) if width in WIDTHS else len(WIDTHS) - 1
         for count in kept:
-            self.seen += 1.0 - self.seen / _MEMORY
+            self.seen += weight * (1.0 - self.seen / _MEMORY)
             for number, other in enumerate(WIDTHS):
                 # A draft that was kept whole might have been longer in a wider tree.
                 longer = count + 2 * (number - place) if count >= width - 1 and number > place else count
                 found = min(longer, other - 1) / (_LOST[place] if number <= place else 1.0)
-                self.kept[number] += found - self.kept[number] / _MEMORY
-        known = self.costs.get(width)
-        self.costs[width] = cost if known is None else known + (min(cost, 1.5 * known) - known) / _COST_MEMORY
+                self.kept[number] += weight * (found - self.kept[number] / _MEMORY)
 
     def begin(self, prompt_tokens: int) -> None:
         """A text whose prompt has that many tokens begins to be answered."""

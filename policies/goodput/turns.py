@@ -12,11 +12,17 @@ from dataclasses import dataclass
 
 from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
+from specdec.policies.goodput.offer import Offer
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.turn_results import TurnResults
 from specdec.policies.goodput.ways import Way
 
+from specdec.engine.policy import RoundState
+
 _MARGIN = 1.03  # tokens for each dense step, over the going rate, from which turns pay
+# The same for what a turn costs more than a plain step, added where plain steps show what turns would have kept:
+# waiting costs less than vain turns do.
+_RISK = 0.6
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
@@ -42,6 +48,7 @@ class TurnPlanner:
     _begun: int = -1  # position at the first decision
     _lost: float = 0.0  # dense steps that turns have cost, less their tokens
     _last: int = 0  # turns of the last pass, where they paid
+    _sees: bool = False  # plain steps show what turns would have kept
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
         """Turns where they are better than `best`, or a trial of them; else `best`."""
@@ -62,6 +69,21 @@ class TurnPlanner:
             return best
         self._last = trial.turns // 2
         return trial
+
+    def miss(self, learnt: Learnt, offer: Offer, state: RoundState) -> bool:
+        """Count what turns would have kept in place of the plain steps since the last plan; returns whether they pay by
+        that, at the costs that are known."""
+        option = offer.turns(state)
+        if option is None:
+            return False
+        self._sees, results = True, results_of(learnt, option.drafter)
+        results.miss(state.missed)
+        seen = results.costs
+        return any(width in seen and results.tokens(place) > self._needed(seen[width]) for place, width in offer.widths)
+
+    def _needed(self, cost: float) -> float:
+        """Tokens of a turn from which several of them pay, at that cost in tokens of plain steps."""
+        return _MARGIN * cost + (_RISK * max(0.0, cost - 1.0) if self._sees and not self._last else 0.0)
 
     def ran(self, count: int, kept: int, cost: float) -> None:
         """Count the turns of a pass: their number, the tokens that they kept, and the dense steps of one."""
@@ -93,7 +115,7 @@ class TurnPlanner:
         chances = match_of(now.learnt, option.drafter).chances
         for place, width in now.offer.widths:
             tokens, cost, turns = results.tokens(place), results.cost(place, now.verify), most
-            if tokens <= _MARGIN * now.rate * cost:
+            if tokens <= self._needed(now.rate * cost):
                 first = _by_match(chances, match, width)
                 turns = 1 if first < _LONG else _FEW
                 tokens = (first - _LAUNCH + (turns - 1) * tokens) / turns

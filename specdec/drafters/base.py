@@ -51,6 +51,7 @@ class DrafterMemory:
         models: other models, by the name that was asked for.
         answers: that ended, by owner.
         frequent: tokens that draft heads begin with, by vocabulary and number.
+        successors: for frequent tokens, their usual successors, the likeliest first; empty where nobody asked.
         lock: held while drafters are built.
     """
 
@@ -58,6 +59,7 @@ class DrafterMemory:
     models: dict[str, LoadedModel] = field(default_factory=dict)
     answers: Archive = field(default_factory=Archive)
     frequent: dict[tuple[int, str | None, int], tuple[int, ...]] = field(default_factory=dict)
+    successors: dict[int, list[int]] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
 

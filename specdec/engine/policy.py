@@ -10,7 +10,7 @@ through `summary`; both are optional. A policy refuses parameters with `InvalidA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -107,6 +107,8 @@ class RoundState:
             first round.
         rows_beside: rows that other sequences are expected to have in the same verify pass; 0 for one alone.
         named: drafters that the caller named, rather than leaving the choice open.
+        missed: for an option with `turn_rows`, tokens that each of its turns would have kept in the text since the last
+            plan, one turn after the other, as far as the text and usual successors of tokens tell.
     """
 
     round_index: int
@@ -122,6 +124,7 @@ class RoundState:
     distribution: Distribution | None = None
     rows_beside: int = 0
     named: frozenset[str] = frozenset()
+    missed: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.conforms import conforms
 from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, late_in
+from specdec.drafters.hindsight import Hindsight
 from specdec.drafters.registry import create as create_drafter
 from specdec.drafters.text_match import TextMatch
 from specdec.engine.chooser import LenientRules, TokenChooser
@@ -63,6 +64,7 @@ class Speculation:
         is_effort_asked: the caller named the draft effort.
         usual_draft: draft view and mean effort that the model drafts with where the caller names none.
         owner: whose earlier answers drafts may come from; None for nobody's.
+        successors: for tokens, their usual successors, as far as they are known.
         keep_costs: asks what the policy has learnt of costs, at the end, and keeps it.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
@@ -87,9 +89,11 @@ class Speculation:
     rules: LenientRules | None = None
     usual_draft: tuple[str, float] | None = None
     owner: str | None = None
+    successors: Mapping[int, list[int]] = field(default_factory=dict, repr=False)
     keep_costs: Callable[[Callable[[], CostTable | None]], None] = field(default=lambda _: None, repr=False)
     turn_rows: Mapping[str, int] = field(init=False)
     text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
+    _hindsight: Hindsight | None = field(default=None, init=False, repr=False)  # made when a policy is first asked
     may_wait: bool = field(init=False)
     quiet_rounds: int = field(init=False)
 
@@ -159,7 +163,16 @@ class Speculation:
             distribution=distribution,
             rows_beside=rows_beside,
             named=self.named,
+            missed=self._missed() if not rows_beside else [],
         )
+
+    def _missed(self) -> list[int]:
+        """What turns would have kept since the last plan, where the policy learns."""
+        if not (self.turn_rows and self.may_wait):
+            return []
+        if self._hindsight is None:
+            self._hindsight = Hindsight(self.context.prompt_length, self.successors)
+        return self._hindsight.kept(self.context.history)
 
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.
@@ -267,6 +280,7 @@ class Drafting:
             rules=rules,
             usual_draft=(self.usual[0], effort_scale(self.usual[1], model.config).mean),
             owner=self.owner,
+            successors=model.memory.drafters.successors,
             keep_costs=partial(keep_costs, model),
         )
 

@@ -37,7 +37,7 @@ _QUESTION, _ANSWER = "Please answer the question.", "Sure. This is the answer, w
 
 def provide_successors(model: Model, *, surveys: bool) -> None:
     """Tell the model's runtime what usually follows frequent tokens, where its turns draft with that and it does not
-    know yet.
+    know yet, and keep it in the memory of drafters.
 
     Args:
         model: whose runtime.
@@ -56,6 +56,7 @@ def provide_successors(model: Model, *, surveys: bool) -> None:
         if file is not None:
             _write(file, table)
     runtime.use_successors(table[:, 0], table[:, 1:])
+    model.memory.drafters.successors = dict(zip(table[:, 0].tolist(), table[:, 1:].tolist(), strict=True))
 
 
 def surveyed_tokens(model: Model) -> tuple[int, ...]:

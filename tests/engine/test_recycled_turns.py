@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import fake_runtime
@@ -12,7 +13,8 @@ from fake_runtime import ByteTokenizer, FakeRuntime
 from specdec.policies.goodput.policy import GoodputPolicy
 
 import specdec
-from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
+from specdec.drafters.hindsight import Hindsight
+from specdec.engine.policy import DraftPlan, Knowledge, RoundOutcome, RoundState, StepSignals
 from specdec.errors import InvalidArgumentError, ModelOutputError, PluginError
 from specdec.model.effort import resolve_efforts
 from specdec.model.loaded import Model
@@ -220,3 +222,29 @@ def test_a_policy_may_not_ask_for_nonsense_quiet(monkeypatch) -> None:
     model = Model(FakeRuntime(seed=3, most_ahead=15, recycles=8), ByteTokenizer())
     with pytest.raises(PluginError, match="quiet_rounds must be a whole number of at least 0"):
         specdec.generate(model, PROMPT, max_tokens=4)
+
+
+class Learning(Turning):
+    """The same, of a policy that learns, with a plain round after each other one."""
+
+    def begin(self, knowledge: Knowledge) -> None:
+        """It takes what is known, and uses nothing."""
+
+    def plan(self, state: RoundState) -> DraftPlan:
+        found = super().plan(state)
+        return found if len(self.states) % 2 else DraftPlan(num_draft_tokens=0, effort=1.0)
+
+
+@pytest.mark.parametrize("recycles", [0, 16])
+def test_a_policy_that_learns_is_told_what_turns_would_have_kept(knowing, recycles) -> None:
+    policy, told = Learning(), Turning()
+    model = model_of(recycles)
+    model.memory.drafters.successors = {token: [following] for token, following in pairwise(knowing[:60])}
+    if recycles:
+        specdec.generate(model, PROMPT, max_tokens=60, policy=told)
+        assert not any(state.missed for state in told.states)
+    specdec.generate(model, PROMPT, max_tokens=60, policy=policy)
+    hindsight, text = Hindsight(len(PROMPT), model.memory.drafters.successors), [*PROMPT, *knowing]
+    for state in policy.states:
+        assert list(state.missed) == (hindsight.kept(text[: state.position]) if recycles else [])
+    assert any(sum(state.missed) for state in policy.states) == bool(recycles)

@@ -60,8 +60,12 @@ def test_the_model_is_asked_once_and_the_next_process_reads_it(home):
     tokens, successors = runtime.used
     assert successors.shape == (count, 8)
     assert (successors[:, 0] == (tokens + 1) % runtime.config.vocab_size).all()
+    known = model.memory.drafters.successors
+    assert len(known) == count
+    assert known[3] == [(4 + rank) % runtime.config.vocab_size for rank in range(8)]
     again, other = model_of()
     provide_successors(again, surveys=False)
+    assert again.memory.drafters.successors == known
     assert not other.asked
     assert other.used is not None
     assert all(np.array_equal(one, two) for one, two in zip(other.used, runtime.used, strict=True))

@@ -259,3 +259,63 @@ def test_answers_of_few_tokens_are_not_delayed():
     quoted = state_at(300, 2, 0)
     plans = [begun(turns=turns).plan(replace(quoted, max_draft_tokens=most)) for most in (100, 20, 1, 0)]
     assert [bool(plan.num_draft_tokens) for plan in plans] == [True, True, False, False]
+
+
+def test_turns_begin_where_plain_steps_show_that_they_pay_and_only_there():
+    """A guess decides only for a runtime that does not tell what turns would have kept."""
+
+    def plans(missed: list[int], turns: dict[int, float], prompt: int = 50) -> list[DraftPlan]:
+        policy, found = begun(turns=turns), []
+        for number in range(2, 30):
+            found.append(policy.plan(state_at(prompt + number, number, 0, missed=missed)))
+            if found[-1].num_draft_tokens:
+                break
+            observed(policy, prompt + number, STEP_S)
+        return found
+
+    usual = {1: 1.0, 4: 1.31, 8: 1.385, 16: 1.8}
+    assert begun(turns=usual).plan(state_at(52, 2, 0)).num_draft_tokens
+    assert not any(plan.num_draft_tokens for plan in plans([0, 0], usual))
+    assert (
+        begun(turns=usual).plan(state_at(302, 2, 0, missed=[0])).num_draft_tokens
+    )  # a long prompt is likely to be quoted
+    for turns in (usual, DEAR):
+        told = plans([3], turns)
+        assert 1 <= len(told) <= 8
+        assert told[-1].num_draft_tokens
+        assert told[-1].turns == 4
+
+
+def test_plain_steps_between_looks_bring_the_next_one_if_turns_pay_by_them(monkeypatch):
+    looks: list[int] = []
+    choose = TurnPlanner.choose
+
+    def counted(planner: TurnPlanner, now: Any, best: Any) -> Any:
+        looks.append(now.state.round_index)
+        return choose(planner, now, best)
+
+    monkeypatch.setattr(TurnPlanner, "choose", counted)
+    policy = begun(turns=DEAR)
+    for number in range(2, 14):
+        missed = [0] if number < 5 else [7]
+        if policy.plan(state_at(50 + number, number, 0, missed=missed)).num_draft_tokens:
+            break
+        observed(policy, 50 + number, STEP_S)
+    assert looks[:2] == [2, 6]
+    assert number < 8
+
+
+def test_what_turns_kept_is_not_counted_again():
+    policy = begun(turns={1: 1.0} | CHEAP)
+    assert policy.plan(state_at(302, 2, 0)).num_draft_tokens
+    (results,) = policy._learnt.turns.values()  # type: ignore[union-attr]
+    policy.observe(
+        RoundOutcome(
+            drafted=28, accepted=4, signals=(), drafter="recycle", view=None, context_length=302, draft_s=0.0,
+            verify_s=4 * STEP_S, round_s=4 * STEP_S, turns=(1, 1, 1, 1),
+        )
+    )  # fmt: skip
+    seen = results.seen
+    assert seen > 3
+    policy.plan(state_at(310, 3, 0, missed=[1, 1, 1, 1]))
+    assert results.seen == seen
