@@ -1,7 +1,9 @@
-"""A text stream for messages that may be lost: `MessageStream`. Writing to it never fails."""
+"""Text streams for messages that may be lost: `MessageStream` and `StandardStream`. Writing to them never fails."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any, TextIO
 
 from specdec.interrupts import unless_signalled
@@ -57,3 +59,21 @@ class MessageStream:
 
     def _lose(self, stream: TextIO) -> None:  # noqa: ARG002  # subclasses do more
         self._stream = None
+
+
+class StandardStream(MessageStream):
+    """Standard output or error, where it is for messages only."""
+
+    def _lose(self, stream: TextIO) -> None:
+        # What the stream still holds would fail again when the interpreter ends, which then ends with code 120.
+        drop(stream)
+        super()._lose(stream)
+
+
+def drop(*streams: TextIO | None) -> None:
+    """Point streams at nothing, so that what they still hold does not meet the closed pipe or the full disk."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nothing, stream.fileno())  # type: ignore[union-attr]
+    os.close(nothing)

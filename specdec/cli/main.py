@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 from specdec.cli.commands import COMMANDS
 from specdec.cli.signals import Ended, Ending, ending, is_signals_doing
 from specdec.cli.startup import EXIT_INTERRUPTED
-from specdec.cli.streams import drop, prepared
+from specdec.cli.streams import prepared
 from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
+from specdec.message_stream import drop
 from specdec.version import version
 
 # With this variable set, an unexpected error prints its traceback.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from specdec.message_stream import MessageStream
+from specdec.message_stream import StandardStream
 
 _STANDARD = (0, 1, 2)
 
@@ -23,26 +23,8 @@ def prepared() -> Iterator[None]:
     """
     _occupy()
     _speak_utf8(sys.stdout, sys.stderr)
-    with contextlib.redirect_stderr(_StandardError(sys.stderr)):  # type: ignore[type-var]
+    with contextlib.redirect_stderr(StandardStream(sys.stderr)):  # type: ignore[type-var]
         yield
-
-
-def drop(*streams: TextIO | None) -> None:
-    """Point streams at nothing, so that what they still hold does not meet the closed pipe or the full disk."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(nothing, stream.fileno())  # type: ignore[union-attr]
-    os.close(nothing)
-
-
-class _StandardError(MessageStream):
-    """Standard error of a command."""
-
-    def _lose(self, stream: TextIO) -> None:
-        # What the stream still holds would fail again when the interpreter ends, which then ends with code 120.
-        drop(stream)
-        super()._lose(stream)
 
 
 def _occupy() -> None:

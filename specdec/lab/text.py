@@ -48,11 +48,15 @@ def split_passages(text: str, tokenizer: Tokenizer, *, count: int, length: int) 
     """`count` passages of `length` tokens, spread evenly over the text; they overlap when it is short.
 
     Raises:
-        InvalidArgumentError: the text is shorter than one passage.
+        InvalidArgumentError: the text is shorter than one passage, or has fewer tokens than there are to be passages.
     """
     tokens = encode_long(tokenizer, text)
     if len(tokens) < length:
         raise InvalidArgumentError(f"the text has {len(tokens)} tokens and needs at least {length}: give a longer one")
+    if count > len(tokens):
+        raise InvalidArgumentError(
+            f"passages must be at most {len(tokens)}, one for each token of the text, not {count}"
+        )
     first = [] if tokenizer.bos_id is None or not tokenizer.add_bos else [tokenizer.bos_id]
     step = (len(tokens) - length) / max(1, count - 1)
     starts = [round(number * step) for number in range(count)]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from specdec.engine.batch import Batch
 from specdec.errors import InvalidArgumentError
+from specdec.message_stream import StandardStream
 from specdec.model.loaded import Model
 from specdec.server.app import create_app
 from specdec.server.settings import ServerSettings
@@ -104,12 +109,21 @@ def make_server(model: Model, batch: Batch, settings: ServerSettings, *, log_lev
         ws="none",
         lifespan="off",
         log_level=log_level,
+        log_config=_log_config(),
         backlog=BACKLOG,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=75,
     )
     return Server(config, app.state.site)
+
+
+def _log_config() -> dict[str, Any]:
+    """uvicorn's, with streams that may be full or closed: the server goes on without them."""
+    config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = StandardStream(sys.stdout)
+    config["handlers"]["default"]["stream"] = StandardStream(sys.stderr)
+    return config
 
 
 def open_socket(settings: ServerSettings) -> socket.socket:

@@ -373,6 +373,10 @@ def test_passages_are_spread_over_the_text(model):
     assert [len(passage) for passage in passages] == [50] * 4
     assert (passages[0], passages[-1]) == (tokens[:50], tokens[-50:])
     assert split_passages("x" * 50, model.tokenizer, count=2, length=50)[0] == model.tokenizer.encode("x" * 50)
+    with pytest.raises(
+        InvalidArgumentError, match="passages must be at most 50, one for each token of the text, not 99"
+    ):
+        split_passages("x" * 50, model.tokenizer, count=99_999_999, length=5)
 
 
 def test_command_line(text_model_copy, text, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,22 @@ def test_caches_are_trimmed_copied_and_saved(both: Both, tmp_path: Path) -> None
     assert tokens(both, more, prompt_cache=loaded) == wanted
     assert other[0].offset == len(text) + 8
     assert trim_prompt_cache(cache, 10**6) == len(text) + len(more) + 24
+
+
+def test_a_cache_that_cannot_be_saved_leaves_the_old_file(both: Both, tmp_path: Path) -> None:
+    cache = make_prompt_cache(both[0])
+    generate(*both, "abc", max_tokens=2, prompt_cache=cache)
+    save_prompt_cache(str(tmp_path / "kept"), cache)  # the ending is MLX's
+    before = (tmp_path / "kept.safetensors").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))  # as on a full disk
+    try:
+        with pytest.raises(InvalidArgumentError, match=r"cannot write the prompt cache .*kept\.safetensors: "):
+            save_prompt_cache(str(tmp_path / "kept.safetensors"), cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "kept.safetensors").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_reader_that_stops_leaves_what_it_has_seen(both: Both) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 from threading import Timer
 
@@ -49,3 +52,22 @@ def test_ignored_signals_stay_ignored(text_model: Path) -> None:
         assert (found, signal.getsignal(signal.SIGHUP)) == ([signal.SIG_IGN], signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_log_that_cannot_be_written_does_no_harm(text_model: Path) -> None:
+    words = [sys.executable, "-m", "specdec", "serve", str(text_model), "--port", "0", "--runtime", "reference"]
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        url = process.stderr.readline().split(" at ")[1].strip()
+        for _ in range(2):
+            with urllib.request.urlopen(f"{url}/health", timeout=20) as response:
+                assert response.status == 200
+    finally:
+        process.terminate()
+        told = process.stderr.read()
+        process.stderr.close()
+    assert process.wait(timeout=20) == 0
+    assert all(line.startswith("INFO:") for line in told.splitlines()), told

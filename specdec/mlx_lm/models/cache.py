@@ -9,14 +9,18 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
+from safetensors.numpy import save
 
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.interrupts import unless_signalled
 from specdec.mlx_lm.refusals import check_kv_size
+from specdec.whole_file import write_output
 
 if TYPE_CHECKING:
     from specdec.model.effort import Efforts
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "specdec.prompt_cache"
 _VERSION = "1"
+_ENDING = ".safetensors"
 
 
 class _Text:
@@ -114,12 +119,12 @@ def save_prompt_cache(file_name: str, cache: list[KVCache], metadata: dict[str, 
     as they were, on whatever runtime that is.
 
     Args:
-        file_name: of the file.
+        file_name: of the file, which appears whole or not at all; `.safetensors` is added if it is missing.
         cache: from `make_prompt_cache`.
         metadata: texts to keep with it.
 
     Raises:
-        InvalidArgumentError: this is not a prompt cache, or the metadata are not text.
+        InvalidArgumentError: this is not a prompt cache, the metadata are not text, or the file cannot be written.
     """
     text, length = _text_of(cache)
     noted = metadata or {}
@@ -128,7 +133,11 @@ def save_prompt_cache(file_name: str, cache: list[KVCache], metadata: dict[str, 
     described = {"format": _FORMAT, "version": _VERSION, "layers": str(len(cache)), "metadata": json.dumps(noted)}
     if text.max_kv_size is not None:
         described["max_kv_size"] = str(text.max_kv_size)
-    mx.save_safetensors(str(file_name), {"tokens": mx.array(text.tokens[:length], mx.int32)}, described)
+    path = Path(f"{str(file_name).removesuffix(_ENDING)}{_ENDING}")  # as MLX names it
+    try:
+        write_output(path, save({"tokens": np.array(text.tokens[:length], np.int32)}, described))
+    except unless_signalled(OSError) as error:
+        raise InvalidArgumentError(f"cannot write the prompt cache {path}: {error.strerror or error}") from None
 
 
 def load_prompt_cache(file_name: str, return_metadata: bool = False) -> Any:
