@@ -105,7 +105,6 @@ class HostSteps:
                 f'#include "cuda_host.h"\n{whole}\nstatic void** pointers;\nstatic int* numbers;\n'
                 f'extern "C" void run_step(void** p, int* n, int backwards) {{\npointers = p, numbers = n;\n'
                 f"host::run({GRID}, {mlx_step.THREADS}, {shared_bytes}, backwards, [] {{ {call}; }});\n}}\n"
-                f'extern "C" int barriers() {{ return host::barriers; }}\n'
             )
             library = file.with_suffix(".so")
             command = [str(compiler()), "-std=c++20", "-O1", "-w", "-ffp-contract=off", "-shared", "-fPIC"]
@@ -138,32 +137,13 @@ class HostSteps:
 
     def turns(
         self, kind: Kind, entries: list[list[Any]], cache: np.ndarray, angles: np.ndarray, state: np.ndarray,
-        *, rows: int = 0, backwards: bool = False,
+        *, backwards: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Choices (turns, rows, 8) of a launch that drafts, or goes on with `rows` tokens; the cache, at a whole 16
-        bytes, is written."""
+        """Choices (turns, rows, 8) of a launch that drafts; the cache, at a whole 16 bytes, is written."""
         given = (kind, entries, cache.shape, cache.ctypes.data, angles, np.zeros(1, np.int32), state)
         choices = self._run(*given, backwards=backwards)[1]
         count = int(choices[0].view(np.int32)[0])
-        rows = rows or kind.rows
-        return choices[1 : 1 + count * rows].reshape(count, rows, -1).copy()
-
-    def exact(
-        self, kind: Kind, entries: list[list[Any]], cache: np.ndarray, angles: np.ndarray, state: np.ndarray,
-        *, backwards: bool = False,
-    ) -> np.ndarray:  # fmt: skip
-        """Logits (MAX_ROWS, V) of a step at effort 1; the cache, at a whole 16 bytes, is written."""
-        given = (kind, entries, cache.shape, cache.ctypes.data, angles, np.zeros(1, np.int32), state)
-        return self._run(*given, backwards=backwards)[0]
-
-    def forget(self, kind: Kind) -> None:
-        """Build the kernel of this kind anew when it is needed."""
-        self._libraries.pop(kind, None)
-        self.step._kernels.pop(self.step._key(kind), None)
-
-    def barriers(self, kind: Kind) -> int:
-        """Barriers over the grid of the last step of this kind."""
-        return int(self._libraries[kind][0].barriers())
+        return choices[1 : 1 + count * kind.rows].reshape(count, kind.rows, -1).copy()
 
     def _run(
         self, kind: Kind, entries: list[list[Any]], shape: tuple[int, ...], cache: int, angles: np.ndarray,

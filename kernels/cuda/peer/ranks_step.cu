@@ -283,11 +283,14 @@ if (may_go_on) {
   ring.fill();
 }
 const float* logits = reinterpret_cast<const float*>(own + AT_LOGITS);
-look_at_rows<1>(rows - logits_from, [&](int r, int i) {
-  float value[4];
-  for (int e = 0; e < 4; ++e) value[e] = i + e < VOCAB ? __ldcg(logits + (size_t)r * VOCAB + i + e) : 0.0f;
-  return float4{value[0], value[1], value[2], value[3]};
-}, nullptr, scratch + AT_FOUND, nullptr, sums);
+#pragma unroll 1
+for (int row = 0; row < rows - logits_from; ++row) {
+  look_at_row(row, [&](int r, int i) {
+    float value[4];
+    for (int e = 0; e < 4; ++e) value[e] = i + e < VOCAB ? __ldcg(logits + (size_t)r * VOCAB + i + e) : 0.0f;
+    return float4{value[0], value[1], value[2], value[3]};
+  }, nullptr, scratch + AT_FOUND, nullptr, sums);
+}
 meet.wait();
 if (!choose_and_go_on(state, rows, rows - logits_from, token_turn, scratch + AT_FOUND, chosen, choices)) {
   if (may_go_on) ring.drop();

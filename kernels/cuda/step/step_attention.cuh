@@ -307,35 +307,16 @@ DEVICE float4 mixed4(const float* all, int row, int output, int used, int splits
     const float weight = __ldcg(from + SIZE + 1);
     return float4{value.x / weight, value.y / weight, value.z / weight, value.w / weight};
   }
+  float most = __ldcg(from + SIZE);
+  for (int s = 1; s < used; ++s) most = fmaxf(most, __ldcg(from + s * SLOT + SIZE));
   float4 mixed = {0, 0, 0, 0};
   float weight = 0;
-  auto mix = [&](float part, const float4& value, float its_weight) {
+  for (int s = 0; s < used; ++s) {
+    const float part = exponential(__ldcg(from + s * SLOT + SIZE) - most);
+    const float4 value = load_float4(from + s * SLOT + output % SIZE);
     mixed.x = fmaf(part, value.x, mixed.x), mixed.y = fmaf(part, value.y, mixed.y);
     mixed.z = fmaf(part, value.z, mixed.z), mixed.w = fmaf(part, value.w, mixed.w);
-    weight = fmaf(part, its_weight, weight);
-  };
-  constexpr int FEW = 4;  // splits that are asked for before any is used
-  float most = __ldcg(from + SIZE);
-  if (used <= FEW) {
-    float4 value[FEW];
-    float2 sums[FEW];  // the largest score, and the weight
-#pragma unroll
-    for (int s = 0; s < FEW; ++s) {
-      const float* at = from + (s < used ? s : 0) * SLOT;
-      value[s] = load_float4(at + output % SIZE), sums[s] = __ldcg(reinterpret_cast<const float2*>(at + SIZE));
-    }
-#pragma unroll
-    for (int s = 1; s < FEW; ++s) most = fmaxf(most, sums[s].x);
-#pragma unroll
-    for (int s = 0; s < FEW; ++s) {
-      if (s < used) mix(exponential(sums[s].x - most), value[s], sums[s].y);
-    }
-  } else {
-    for (int s = 1; s < used; ++s) most = fmaxf(most, __ldcg(from + s * SLOT + SIZE));
-    for (int s = 0; s < used; ++s) {
-      const float part = exponential(__ldcg(from + s * SLOT + SIZE) - most);
-      mix(part, load_float4(from + s * SLOT + output % SIZE), __ldcg(from + s * SLOT + SIZE + 1));
-    }
+    weight = fmaf(part, __ldcg(from + s * SLOT + SIZE + 1), weight);
   }
   return float4{mixed.x / weight, mixed.y / weight, mixed.z / weight, mixed.w / weight};
 }

@@ -1,6 +1,6 @@
 // The likeliest token of every row of a step, and the shape of its distribution, so that logits need not leave the GPU and
-// a launch can go on with its own tokens. The blocks look at parts of the logits; after a grid barrier each block adds up
-// what all of them found, in the order of parts.
+// a launch can go on with its own tokens. Every block looks at its part of the logits; after a grid barrier each block adds
+// up what all of them found, in the order of blocks.
 namespace specdec {
 
 // What is known of the logits looked at so far.
@@ -95,82 +95,66 @@ DEVICE uint2 warp_top(unsigned (&rank)[COUNT], int (&token)[COUNT]) {
 }
 #endif
 
-// A row's logits are looked at in SEEN parts; a part has those of THREADS fours, and of every SEEN * THREADS after them.
-constexpr int SEEN = (VOCAB + 4 * THREADS - 1) / (4 * THREADS) < GRID ? (VOCAB + 4 * THREADS - 1) / (4 * THREADS) : GRID;
-
-// Looks at the logits of `rows` rows, whose parts the blocks share: `four` gives those of token 4 i and the three after it.
-// Where they are wanted they go to `logits`, what is found of a row's part to `found`, and its likeliest tokens to `tops`.
-// Blocks look at BATCH parts between barriers; `scratch` holds BATCH * WARPS * (CHOICE_WORDS + 2 * TOP) floats.
-template <int BATCH, class F>
-DEVICE void look_at_rows(int rows, F four, float* logits, float* found, [[maybe_unused]] uint2* tops, float* scratch) {
-  static_assert(BATCH <= WARPS / 2, "a warp for each choice of a batch, and for its likeliest tokens");
-  const int tid = threadIdx.x, warp = tid / 32, parts = rows * SEEN;
+// The block's part of a row's logits: `four` gives those of token 4 i and the three after it. Where they are wanted they
+// go to `logits`, the row's choice so far to `found`, and its likeliest tokens so far to `tops`. `scratch` holds
+// WARPS * (CHOICE_WORDS + 2 * TOP) floats.
+template <class F>
+DEVICE void look_at_row(int row, F four, float* logits, float* found, [[maybe_unused]] uint2* tops, float* scratch) {
+  const int tid = threadIdx.x;
+  Choice choice = Choice::none();
 #if RECYCLES
   const int lane = tid % 32;
-  uint2* held = reinterpret_cast<uint2*>(scratch + BATCH * WARPS * CHOICE_WORDS);
+  uint2 top = {0, 0xffffffffu};
 #endif
 #pragma unroll 1
-  for (int base = blockIdx.x; base < parts; base += BATCH * GRID) {
-#pragma unroll 1
-    for (int b = 0; b < BATCH && base + b * GRID < parts; ++b) {
-      const int row = (base + b * GRID) / SEEN, part = (base + b * GRID) % SEEN;
-      Choice choice = Choice::none();
-#if RECYCLES
-      uint2 top = {0, 0xffffffffu};
-#endif
-#pragma unroll 1
-      for (int start = part * THREADS * 4; start < VOCAB; start += SEEN * THREADS * 4) {
-        const int i = start + tid * 4;
-        const float4 v = i < VOCAB ? four(row, i) : float4{0, 0, 0, 0};
-        const float value[4] = {v.x, v.y, v.z, v.w};
+  for (int start = blockIdx.x * THREADS * 4; start < VOCAB; start += GRID * THREADS * 4) {
+    const int i = start + tid * 4;
+    const float4 v = i < VOCAB ? four(row, i) : float4{0, 0, 0, 0};
+    const float value[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (i + e >= VOCAB) break;
-          if (logits) logits[(size_t)row * VOCAB + i + e] = value[e];
-          if (found) choice = together(choice, Choice::of(value[e], i + e));
-        }
-#if RECYCLES
-        if (tops) {
-          unsigned rank[5];
-          int token[5];
-#pragma unroll
-          for (int e = 0; e < 4; ++e) rank[e] = i + e < VOCAB ? rank_of(value[e]) : 0, token[e] = i + e;
-          rank[4] = top.x, token[4] = int(top.y);
-          top = warp_top(rank, token);
-        }
-#endif
-      }
-      if (!found) continue;
-      choice = lane_choice(choice);
-      if (tid % 32 == 0) put_choice(scratch + (b * WARPS + warp) * CHOICE_WORDS, choice);
-#if RECYCLES
-      if (tops && lane < TOP) held[(b * WARPS + warp) * TOP + lane] = top;
-#endif
-    }
-    if (!found) continue;
-    BARRIER();
-    const int b = warp % BATCH, row = (base + b * GRID) / SEEN, part = (base + b * GRID) % SEEN;
-    if (row < rows && warp < BATCH) {
-      const float* from = scratch + (b * WARPS + tid % 32) * CHOICE_WORDS;
-      const Choice choice = lane_choice(tid % 32 < WARPS ? read_choice(from) : Choice::none());
-      if (tid % 32 == 0) put_choice(found + (size_t)(row * SEEN + part) * CHOICE_WORDS, choice);
+    for (int e = 0; e < 4; ++e) {
+      if (i + e >= VOCAB) break;
+      if (logits) logits[(size_t)row * VOCAB + i + e] = value[e];
+      if (found) choice = together(choice, Choice::of(value[e], i + e));
     }
 #if RECYCLES
-    if (tops && row < rows && warp / BATCH == 1) {
-      constexpr int EACH = (WARPS * TOP + 31) / 32;
-      unsigned rank[EACH];
-      int token[EACH];
+    if (tops) {
+      unsigned rank[5];
+      int token[5];
 #pragma unroll
-      for (int e = 0; e < EACH; ++e) {
-        const uint2 one = e * 32 + lane < WARPS * TOP ? held[b * WARPS * TOP + e * 32 + lane] : uint2{0, 0};
-        rank[e] = one.x, token[e] = int(one.y);
-      }
-      const uint2 top = warp_top(rank, token);
-      if (lane < TOP) tops[(size_t)(row * SEEN + part) * TOP + lane] = top;
+      for (int e = 0; e < 4; ++e) rank[e] = i + e < VOCAB ? rank_of(value[e]) : 0, token[e] = i + e;
+      rank[4] = top.x, token[4] = int(top.y);
+      top = warp_top(rank, token);
     }
 #endif
-    BARRIER();
   }
+  if (!found) return;
+  choice = lane_choice(choice);
+  if (tid % 32 == 0) put_choice(scratch + tid / 32 * CHOICE_WORDS, choice);
+#if RECYCLES
+  uint2* held = reinterpret_cast<uint2*>(scratch + WARPS * CHOICE_WORDS);
+  if (tops && lane < TOP) held[tid / 32 * TOP + lane] = top;
+#endif
+  BARRIER();
+  if (tid < 32) {
+    choice = lane_choice(tid < WARPS ? read_choice(scratch + tid * CHOICE_WORDS) : Choice::none());
+    if (tid == 0) put_choice(found + (size_t)(row * GRID + blockIdx.x) * CHOICE_WORDS, choice);
+  }
+#if RECYCLES
+  if (tops && tid / 32 == 1) {
+    constexpr int EACH = (WARPS * TOP + 31) / 32;
+    unsigned rank[EACH];
+    int token[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+      const uint2 one = e * 32 + lane < WARPS * TOP ? held[e * 32 + lane] : uint2{0, 0};
+      rank[e] = one.x, token[e] = int(one.y);
+    }
+    top = warp_top(rank, token);
+    if (lane < TOP) tops[(size_t)(row * GRID + blockIdx.x) * TOP + lane] = top;
+  }
+#endif
+  BARRIER();
 }
 
 // What all blocks found, after a grid barrier: a warp for each row. Tokens go to `chosen`, in shared memory, and with
@@ -179,8 +163,8 @@ DEVICE void choose_rows(int rows, const float* found, int* chosen, float* out, f
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < rows; row += WARPS) {
     Choice choice = Choice::none();
-    for (int part = lane; part < SEEN; part += 32) {
-      choice = together(choice, get_choice(found + (size_t)(row * SEEN + part) * CHOICE_WORDS));
+    for (int block = lane; block < GRID; block += 32) {
+      choice = together(choice, get_choice(found + (size_t)(row * GRID + block) * CHOICE_WORDS));
     }
     choice = lane_choice(choice);
     if (lane == 0) {

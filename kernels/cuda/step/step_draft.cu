@@ -202,8 +202,8 @@ for (int number = 0;; ++number) {
 }
 grid_barrier.wait();
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
-look_at_rows<1>(1, [&](int r, int i) { return sum4(matrix_at(0, true), products + OTHER_PARTS, r, i); },
-                shows_logits ? logits : nullptr, found, nullptr, reinterpret_cast<float*>(room));
+look_at_row(0, [&](int r, int i) { return sum4(matrix_at(0, true), products + OTHER_PARTS, r, i); },
+            shows_logits ? logits : nullptr, found, nullptr, reinterpret_cast<float*>(room));
 if (!chooses) break;
 grid_barrier.wait();
 if (!choose_and_go_on(state, 1, 1, token_turn, found, chosen, choices, reinterpret_cast<float*>(chosen + 1))) break;

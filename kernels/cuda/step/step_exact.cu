@@ -1,6 +1,6 @@
 // A whole step in the exact view in one kernel: the phases are kernels of their own elsewhere (norm.cu, dense.cu,
-// verify.cu, select.cu, attention.cu, gate.cu), with a barrier over the grid between them. Where one row, or short rows
-// (OWN_ROWS), take all weights, each block makes the inputs of a multiplication by itself, which saves the barriers before it.
+// verify.cu, select.cu, attention.cu, gate.cu), with a barrier over the grid between them. Where one row takes all weights,
+// each block makes the inputs of a multiplication by itself, which saves the barriers before it.
 // table (LAYERS * ENTRIES + 3) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of weights to take), told (the state), sync, logits_out (., VOCAB), choices_out (turns made, then each
 // row's choice of every turn),
@@ -161,8 +161,6 @@ auto make = [&](const Matrix& m, int layer, int site, bool adds) {
   }
   BARRIER();
 };
-#elif OWN_ROWS
-#include "step_own_rows"
 #else
 // Makes the rows of a multiplication, from `first` on; a block for every row that has a norm.
 auto make = [&](int layer, int site, int first, bool adds) {
@@ -214,9 +212,6 @@ grid_barrier.wait();
 #if INPUTS
 make(0, 0, joined_at(0, 0), 0, false);
 grid_barrier.wait();
-#elif OWN_ROWS
-int histories = 0;  // splits of all rows
-for (int row = 0; row < rows; ++row) histories += ROW_SPLITS(row);
 #endif
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
@@ -244,8 +239,6 @@ for (int number = 0, choice = 0;; ++number) {
 #elif ROWS == 1
   make(m, layer, site, number > 0);
   const act_t* activation = own;
-#elif OWN_ROWS
-  const act_t* activation = take_in(m, layer, site, first, histories > MOST_MIXED);
 #else
   make(layer, site, first, number > 0);
   grid_barrier.wait();
@@ -263,8 +256,6 @@ for (int number = 0, choice = 0;; ++number) {
     fill_for(next / 4, next % 4);
 #if TIERS
     look_ahead(next / 4, next % 4, joined_at(next / 4, next % 4));
-#elif OWN_ROWS
-    if (next % 2 == 0 && tid == 32 && block * 32 < HIDDEN) ahead(weight_at(next / 4, next % 4) + block * 32);
 #endif
   };
   if (site == 0 && !head) {
@@ -285,10 +276,6 @@ for (int number = 0, choice = 0;; ++number) {
   } else if (!head) {
     make_of_tiles(m, next / 4, next % 4);
     grid_barrier.wait(meanwhile);
-#elif OWN_ROWS
-  } else if (!head) {
-    finish_tiles(m, layer, site);
-    grid_barrier.wait(meanwhile);
 #endif
   } else {
     grid_barrier.wait(meanwhile);
@@ -296,8 +283,11 @@ for (int number = 0, choice = 0;; ++number) {
   if (head) break;
 }
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
-look_at_rows<ROWS < 8 ? 1 : 8>(rows - logits_from, [&](int r, int i) { return sum4(matrix_at(0, true), parts_of(0), r, i); },
-                               shows_logits ? logits : nullptr, found, tops, room);
+#pragma unroll 1
+for (int row = 0; row < rows - logits_from; ++row) {
+  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), parts_of(0), r, i); }, shows_logits ? logits : nullptr, found,
+              tops, room);
+}
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
 #include "step_turns_end"

@@ -289,8 +289,7 @@ for (int number = 0;; ++number) {
 }
 grid_barrier.wait();
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
-look_at_rows<1>(1, [&](int, int i) { return load_float4(all_logits + i); }, shows_logits ? logits : nullptr, found, nullptr,
-                sums);
+look_at_row(0, [&](int, int i) { return load_float4(all_logits + i); }, shows_logits ? logits : nullptr, found, nullptr, sums);
 if (!chooses) break;
 grid_barrier.wait();
 if (!choose_and_go_on(state, 1, 1, token_turn, found, chosen, choices, reinterpret_cast<float*>(chosen + 1))) break;

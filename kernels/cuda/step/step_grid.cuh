@@ -71,10 +71,10 @@ struct Matrix {
   }
   DEVICE int block_of(int unit) const { return begin + int((unsigned(unit + 1) * blocks - 1) / units()); }
   DEVICE int slot(int block, int tile) const { return slots + block - begin + tile; }
-  // How many blocks have a part of a tile, or of `count` from it on.
-  DEVICE int sharing(int tile, int count = 1) const {
-    if (units() < unsigned(blocks)) return count * steps;  // a unit each
-    return block_of((tile + count) * steps - 1) - block_of(tile * steps) + 1;
+  // How many blocks have a part of a tile.
+  DEVICE int sharing(int tile) const {
+    if (units() < unsigned(blocks)) return steps;  // a unit each
+    return block_of(tile * steps + steps - 1) - block_of(tile * steps) + 1;
   }
 };
 #if SEGMENTED

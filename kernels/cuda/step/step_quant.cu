@@ -396,8 +396,11 @@ for (int number = 0, choice = 0;; ++number) {
 }
 grid_barrier.wait();
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
-look_at_rows<1>(rows - logits_from, [&](int r, int i) { return sum4(segment_at(7), products + OTHER_PARTS, r, i); },
-                shows_logits ? logits : nullptr, found, tops, reinterpret_cast<float*>(room));
+#pragma unroll 1
+for (int row = 0; row < rows - logits_from; ++row) {
+  look_at_row(row, [&](int r, int i) { return sum4(segment_at(7), products + OTHER_PARTS, r, i); },
+              shows_logits ? logits : nullptr, found, tops, reinterpret_cast<float*>(room));
+}
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
 #include "step_turns_end"

@@ -216,12 +216,12 @@ DEVICE void gather_tops(int rows, const uint2* tops, int* best) {
   for (int row = threadIdx.x / 32; row < rows; row += WARPS) {
     uint2 top = {0, 0xffffffffu};
 #pragma unroll 1
-    for (int part = lane; part - lane < SEEN; part += 32) {
+    for (int block = lane; block - lane < GRID; block += 32) {
       unsigned rank[TOP + 1];
       int token[TOP + 1];
 #pragma unroll
       for (int e = 0; e < TOP; ++e) {
-        const uint2 one = part < SEEN ? __ldcg(tops + (size_t)(row * SEEN + part) * TOP + e) : uint2{0, 0};
+        const uint2 one = block < GRID ? __ldcg(tops + (size_t)(row * GRID + block) * TOP + e) : uint2{0, 0};
         rank[e] = one.x, token[e] = int(one.y);
       }
       rank[TOP] = top.x, token[TOP] = int(top.y);

@@ -47,22 +47,14 @@ DEVICE float4 gated4([[maybe_unused]] const M& m, const float* parts, int row, i
   return float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w};
 }
 
-// Four activations side by side, each part in one piece.
+// Four activations side by side.
 DEVICE void put4(__half* to, int row, int width, int i, const float4& v) {
-  alignas(8) __half four[4];
-  put_activation(four, 0, 0, 0, v.x), put_activation(four, 0, 0, 1, v.y);
-  put_activation(four, 0, 0, 2, v.z), put_activation(four, 0, 0, 3, v.w);
-  *reinterpret_cast<uint2*>(to + (size_t)row * width + i) = *reinterpret_cast<const uint2*>(four);
+  put_activation(to, row, width, i, v.x), put_activation(to, row, width, i + 1, v.y);
+  put_activation(to, row, width, i + 2, v.z), put_activation(to, row, width, i + 3, v.w);
 }
 DEVICE void put4(__nv_bfloat16* to, int row, int width, int i, const float4& v) {
-  alignas(8) __nv_bfloat16 parts[8];
-  put_activation(parts, 0, 4, 0, v.x), put_activation(parts, 0, 4, 1, v.y);
-  put_activation(parts, 0, 4, 2, v.z), put_activation(parts, 0, 4, 3, v.w);
-#pragma unroll
-  for (int part = 0; part < 2; ++part) {
-    uint2* at = reinterpret_cast<uint2*>(to + (size_t)(2 * row + part) * width + i);
-    *at = *reinterpret_cast<const uint2*>(parts + 4 * part);
-  }
+  put_activation(to, row, width, i, v.x), put_activation(to, row, width, i + 1, v.y);
+  put_activation(to, row, width, i + 2, v.z), put_activation(to, row, width, i + 3, v.w);
 }
 
 // Four inputs as whole numbers of 15 bits, in two bytes each; eight threads that follow each other have a group of 32, which

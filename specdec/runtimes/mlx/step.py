@@ -36,8 +36,6 @@ from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
     attention_bytes,
-    dense_rows,
-    exchange_bytes,
     lines_constants,
     model_sizes,
     own_places,
@@ -366,15 +364,13 @@ class WholeStep:
         sizes["BIN_BITS"] = BIN_BITS + exact
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
+            sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"INPUTS": kind.mode == "inputs", "SYNC_ARRIVALS": ARRIVALS}
             seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at multiples of it
             if kind.mode == "inputs":
                 sizes |= lines_constants(c) | own_places(c, split=self._split)
             sizes["SECOND_TILE"], sizes["THIRD_TILE"] = (int(sizes[name]) // seam for name in ("KEYS_AT", "VALUES_AT"))
             sizes["STATE_LOGITS"] = LOGITS_FROM
-            if kind.mode == "dense":
-                left = SHARED_KB * 1024 - _fixed_bytes(sizes)
-                sizes |= dense_rows(c, rows, split=self._split, grid=self.grid, shared_bytes=left)
         else:
             sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 8}
             sizes["WIDEST"] = self._widest
@@ -396,8 +392,7 @@ class WholeStep:
         joined = 3 if kind.mode in ("inputs", "verify") else 1
         if kind.mode in _EXACT:
             copies = joined if kind.mode == "inputs" else 1  # copies of a row: each matrix takes its own inputs
-            width = widest + int(constants.get("ROW_GAP", 0))
-            blocks.append(("AT_ACTIVATION", copies * rows * int(constants["SPLIT"]) * width // 2))
+            blocks.append(("AT_ACTIVATION", copies * rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares, constants["VALUES_EACH"] = rows * padded(c.hidden_size) // 128, rows * widest
@@ -423,29 +418,27 @@ class WholeStep:
         """Shared memory of a block; puts the place of the ring among the constants."""
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
-        fixed = _fixed_bytes(constants)
+        fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         if self._flows(kind):
             made, shared = flow_sizes(self.config, fixed - 4 * 64, self.grid)
             constants |= made
             return shared
-        exchange = exchange_bytes(rows, _UNITS[kind.mode][0])
+        tile, _ = _UNITS[kind.mode]
+        exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
         if kind.mode in _EXACT:
-            unit, ring = 4, 0  # places in the kernel count floats or bytes
+            unit = 4
             if kind.mode == "verify":
                 ring = warps * int(constants["STAGES"]) * verify_stage_bytes(rows, split=self._split)
-            elif kind.mode == "dense" or rows == 1:  # the rows themselves, or what a block chooses of one
+            elif kind.mode == "inputs" and rows == 1:  # what a block chooses
                 ring = int(constants["OWN_BYTES"])
+            elif self._is_alone(kind):  # the row itself
+                ring = 2 * int(constants["SPLIT"]) * self._widest
         else:
-            unit, widest = 1, int(constants["WIDEST"])
+            widest = int(constants["WIDEST"])
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
             exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
         rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring
-
-
-def _fixed_bytes(constants: dict[str, Constant]) -> int:
-    """Shared memory of a block in front of the sums of its warps: addresses, the state, and a few numbers."""
-    return 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64

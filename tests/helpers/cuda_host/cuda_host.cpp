@@ -10,7 +10,7 @@
 namespace host {
 
 constexpr std::size_t STACK = 64 << 10;
-int self = 0, threads_of_block = 0, first_block = 0, blocks = 0, barriers = 0, lines = 1, layers = 1;
+int self = 0, threads_of_block = 0, first_block = 0, blocks = 0, lines = 1, layers = 1;
 std::vector<char*> shared;
 std::uint32_t *slots = nullptr, *tiles = nullptr;
 
@@ -109,7 +109,7 @@ void run(int grid, int threads, std::size_t shared_bytes, bool backwards, void (
   static std::vector<char*> stacks;
   while (int(stacks.size()) < count) stacks.push_back(static_cast<char*>(std::malloc(STACK)));
   fibers.assign(count, Fiber());
-  body = what, threads_of_block = threads, blocks = grid, barriers = 0;
+  body = what, threads_of_block = threads, blocks = grid;
   std::vector<std::uint32_t> words(count), held(count / 32 * 192);
   slots = words.data(), tiles = held.data();
   for (char* memory : shared) std::free(memory);
@@ -133,7 +133,6 @@ void run(int grid, int threads, std::size_t shared_bytes, bool backwards, void (
     if (done == count) return;
     if (waiting == count) {
       for (Fiber& fiber : fibers) fiber.waiting = NOTHING;
-      ++barriers;
     } else if (!moved) {
       fail("the grid cannot go on");
     }

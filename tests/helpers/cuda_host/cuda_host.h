@@ -86,7 +86,6 @@ namespace host {
 
 extern int self, threads_of_block;    // the fiber that runs, in the grid
 extern int first_block, blocks;       // of the grid, that run
-extern int barriers;                  // over the grid that the last run came to
 extern int lines, layers;             // blocks of the grid along y and z: they are numbered by z, then y, then x
 extern std::vector<char*> shared;     // memory of every block
 extern std::uint32_t *slots, *tiles;  // a word for each fiber, six for each in products

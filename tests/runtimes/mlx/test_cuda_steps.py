@@ -28,18 +28,15 @@ TOKENS, POSITION = [3, 100, 7, 150, 42], 7
 class Model:
     """A random model; outputs of its joined matrices are no whole lines, and it has a small matrix."""
 
-    def __init__(
-        self, monkeypatch: Any, folder: Any, dtype: str = "float16", *, hidden: int = 192, inner: int = 320,
-        positions: int = SPAN, vocabulary: int = 200, bias: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, monkeypatch: Any, folder: Any, dtype: str = "float16", *, bias: bool = False) -> None:
         self.dtype = getattr(mx, dtype)
         self.config = c = ModelConfig.uniform(
-            family="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_layers=2,
-            num_heads=4, num_kv_heads=2, head_dim=32, norm_eps=1e-5, rope_theta=10000.0, max_context=512,
+            family="llama", vocab_size=200, hidden_size=192, intermediate_size=320, num_layers=2, num_heads=4,
+            num_kv_heads=2, head_dim=32, norm_eps=1e-5, rope_theta=10000.0, max_context=512,
             qkv_bias=bias,
         )  # fmt: skip
         self.rng = np.random.default_rng(1)
-        q, kv = 128, 64
+        q, kv, hidden, inner = 128, 64, c.hidden_size, c.intermediate_size
         self.layers = []
         for _ in range(c.num_layers):
             qkv = self._linear([(q, hidden), (kv, hidden), (kv, hidden)])
@@ -55,9 +52,9 @@ class Model:
         self.linears = [linear for layer in self.layers for linear in layer.linears] + [self.head]
         step = WholeStep(mx, c, dtype=dtype, tier_sizes=(4, 4, 4, 4), driver=Driver())  # type: ignore[arg-type]
         self.steps = HostSteps(mx, step, monkeypatch, folder)
-        turned = rotations(np.arange(positions), rotary_frequencies(c, 0), factor=1.0)
+        turned = rotations(np.arange(64), rotary_frequencies(c, 0), factor=1.0)
         self.angles = np.stack(turned, axis=-1).astype(np.float32)
-        shape = (c.num_layers, 2, c.num_kv_heads, positions, c.head_dim)
+        shape = (c.num_layers, 2, c.num_kv_heads, SPAN, c.head_dim)
         self.cache = (0.5 * np.random.default_rng(2).standard_normal(shape)).astype(np.float16)
 
     def _weights(self, outputs: int, inputs: int) -> Any:
