@@ -22,7 +22,7 @@ from specdec.engine.policy import RoundState
 _MARGIN = 1.03  # tokens for each dense step, over the going rate, from which turns pay
 # The same for what a turn costs more than a plain step, added where plain steps show what turns would have kept:
 # waiting costs less than vain turns do.
-_RISK = 0.6
+_RISK = 0.3
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0

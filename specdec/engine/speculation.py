@@ -286,11 +286,13 @@ class Drafting:
 
     def _offered_for(self, sequence: Sequence, *, measures: bool) -> tuple[DraftOption, ...]:
         """The options of a sequence: the runtime drafts by itself where its own choices are the tokens, and all weights
-        are read."""
+        are read. Views that take seconds to make are left out on such a runtime, unless the caller named their drafter:
+        drafts by the model cost time there with every model that was measured."""
         offered, runtime = self.crew.known.offered, self.model.runtime
         rows = max((option.turn_rows for option in offered), default=0)
         if not rows:
             return offered
+        offered = tuple(option for option in offered if not option.waits or option.drafter in self.named)
         chooses = sequence.takes_choices and not self.crew.observers.want_logits
         if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
             return tuple(replace(option, turn_rows=0) for option in offered)

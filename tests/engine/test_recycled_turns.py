@@ -18,7 +18,7 @@ from specdec.engine.policy import DraftPlan, Knowledge, RoundOutcome, RoundState
 from specdec.errors import InvalidArgumentError, ModelOutputError, PluginError
 from specdec.model.effort import resolve_efforts
 from specdec.model.loaded import Model
-from specdec.runtimes.base import Recycling, Rows
+from specdec.runtimes.base import Late, Recycling, Rows, ViewInfo
 from specdec.runtimes.checks import check_batch
 
 PROMPT = list(b"the quick brown fox, the quick brown dog, the quick")
@@ -140,6 +140,27 @@ def specdec_options() -> tuple[Any, ...]:
     policy = Turning()
     specdec.generate(model_of(), PROMPT, max_tokens=4, policy=policy)
     return policy.states[0].options
+
+
+class Learning(Turning):
+    """The same by a policy that learns, and so need not have every view."""
+
+    def begin(self, knowledge: Knowledge) -> None:
+        """What is known is not used."""
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 5}], ids=str)
+def test_a_view_that_takes_long_to_make_is_drafted_with_only_if_asked_for(options):
+    def offered(recycles: int, drafter: str) -> set[str | None]:
+        model, policy = model_of(recycles), Learning()
+        views = {name: ViewInfo(name=name, late=Late(exact_s=1.0, view_s=0.1)) for name in model.runtime.views()}
+        model.runtime.views = lambda: views  # type: ignore[method-assign]
+        specdec.generate(model, PROMPT, max_tokens=4, policy=policy, drafter=drafter, **options)
+        return {option.view for state in policy.states for option in state.options}
+
+    assert offered(16, "auto") == {None}
+    assert offered(16, "effort;recycle") > {None}
+    assert offered(0, "auto") > {None}
 
 
 def test_several_sequences_draft_on_the_host(shown):
