@@ -45,6 +45,8 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
 
 def as_number(value: object) -> float:
     """`value` as a float if it is a real number, infinite beyond a float's range; else NaN, which fails comparisons."""
+    if type(value) is float:  # nearly all are; an abstract class is slow to ask
+        return value
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return math.nan
     try:

@@ -26,6 +26,7 @@ from specdec.engine.policy import (
 from specdec.errors import PluginError
 from specdec.interrupts import unless_signalled
 
+_SCALARS = (str, float, int, bool, type(None))
 _PLAIN = DraftPlan(num_draft_tokens=0, effort=1.0)
 
 
@@ -81,7 +82,8 @@ class GuardedPolicy:
             return {}
         try:
             summary = dict(self._policy.summary())
-            json.dumps(summary)
+            if not _is_json(summary):  # what is doubtful, json tells; it takes several times as long
+                json.dumps(summary)
         except unless_signalled(Exception) as error:
             raise PluginError.raised("policy", self._name, error, doing="summary") from error
         return summary
@@ -149,3 +151,11 @@ class GuardedPolicy:
 
     def _error(self, wanted: str, answer: object) -> PluginError:
         return PluginError("policy", self._name, f"gave a wrong answer: {wanted}, not {answer!r}")
+
+
+def _is_json(value: object) -> bool:
+    """Whether a value is certainly JSON: made of plain dictionaries with text as keys, lists, text, numbers, None."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) is str and _is_json(one) for key, one in value.items())  # type: ignore[attr-defined]
+    return kind in _SCALARS or (kind is list and all(map(_is_json, value)))  # type: ignore[call-overload]

@@ -65,13 +65,26 @@ def test_a_bug_is_named_with_its_place_and_its_cause(where):
     assert f"{Path(__file__).name}, line " in str(error)
 
 
-def test_a_summary_that_is_not_json_is_the_policys_fault():
-    class Opaque(FixedPolicy):
-        def summary(self):
-            return {"this": object()}
+class Opaque(FixedPolicy):
+    """Has anything in its summary."""
 
+    says: object = None
+
+    def summary(self):
+        return {"this": Opaque.says}
+
+
+@pytest.mark.parametrize("wrong", [object(), [1, [object()]], {"a": {"b": object()}}], ids=["itself", "list", "dict"])
+def test_a_summary_that_is_not_json_is_the_policys_fault(monkeypatch, wrong):
+    monkeypatch.setattr(Opaque, "says", wrong)
     with pytest.raises(PluginError, match="policy 'Opaque' failed in summary: TypeError: Object of type object is not"):
         specdec.generate(fake_model(), [1], policy=Opaque())
+
+
+@pytest.mark.parametrize("says", [None, [1, 2.5, True], {"a": [{}]}, (1, 2), {1: "number"}], ids=str)
+def test_a_summary_is_what_json_takes(monkeypatch, says):
+    monkeypatch.setattr(Opaque, "says", says)
+    assert specdec.generate(fake_model(), [1], policy=Opaque()).stats.policy == {"this": says}
 
 
 def test_an_entry_that_is_not_a_constructor_is_named(policies):
