@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import platform
@@ -169,14 +170,21 @@ def _installed(name: str) -> str | None:
 def _cache() -> dict[str, Any]:
     home = paths.home()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    files = [path.stat().st_size for path in home.rglob("*") if path.is_file()] if home.exists() else []
     return {
         "path": str(home),
-        "used_bytes": sum(files),
+        "used_bytes": sum(_sizes(home)),
         "free_bytes": shutil.disk_usage(existing).free,
         "problem": _cache_problem(existing),
         "models": [name for name in catalogue.list_names() if catalogue.is_pulled(name)],
     }
+
+
+def _sizes(home: Path) -> Iterator[int]:
+    """Bytes of every file; another process may remove some meanwhile."""
+    for folder, _, names in os.walk(home):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield Path(folder, name).stat().st_size
 
 
 def _cache_problem(existing: Path) -> str | None:
