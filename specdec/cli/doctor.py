@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import platform
@@ -18,7 +17,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
-from specdec import catalogue, paths
+from specdec import cache, catalogue, paths
 from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
@@ -172,19 +171,11 @@ def _cache() -> dict[str, Any]:
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     return {
         "path": str(home),
-        "used_bytes": sum(_sizes(home)),
+        "used_bytes": cache.size_of(home),
         "free_bytes": shutil.disk_usage(existing).free,
         "problem": _cache_problem(existing),
         "models": [name for name in catalogue.list_names() if catalogue.is_pulled(name)],
     }
-
-
-def _sizes(home: Path) -> Iterator[int]:
-    """Bytes of every file; another process may remove some meanwhile."""
-    for folder, _, names in os.walk(home):
-        for name in names:
-            with contextlib.suppress(OSError):
-                yield Path(folder, name).stat().st_size
 
 
 def _cache_problem(existing: Path) -> str | None:
