@@ -106,7 +106,7 @@ def list_entries(catalogued: Iterable[tuple[str, Path, str]]) -> list[Entry]:
     found += _hub_entries()
     for kind in ("bench", "eval", "costs", "kernels"):
         folder = paths.home() / kind
-        if folder.is_dir() and (size := _size(folder)):
+        if folder.is_dir() and (size := size_of(folder)):
             found.append(_entry(kind, "measurements", folder, size, None, orphan=False))
     return found
 
@@ -155,7 +155,7 @@ def _store_entry(folder: Path, name: str | None) -> Entry:
     source = name or read_origin(folder)
     known = source is not None and (name is not None or Path(source).exists() or parse_hub_name(source) is not None)
     kind = "unfinished" if unfinished else "store"
-    return _entry(name or folder.name, kind, folder, _size(folder), source, orphan=unfinished or not known)
+    return _entry(name or folder.name, kind, folder, size_of(folder), source, orphan=unfinished or not known)
 
 
 def _file_entries(known: set[str]) -> Iterator[Entry]:
@@ -163,7 +163,7 @@ def _file_entries(known: set[str]) -> Iterator[Entry]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         source = next((name for name in known if path.name.lstrip(".").startswith(f"{name}.gguf")), None)
         kind = "file" if path.suffix == ".gguf" and not path.name.startswith(".") else "unfinished"
-        yield _entry(path.name, kind, path, _size(path), source, orphan=source is None)
+        yield _entry(path.name, kind, path, size_of(path), source, orphan=source is None)
 
 
 def _hub_entries() -> Iterator[Entry]:
@@ -172,7 +172,7 @@ def _hub_entries() -> Iterator[Entry]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         repo = path.name.replace("--", "/", 1)
         kind = "unfinished" if any(path.rglob("*.partial")) else "file"
-        yield _entry(repo, kind, path, _size(path), repo, orphan=False)
+        yield _entry(repo, kind, path, size_of(path), repo, orphan=False)
 
 
 def _entry(name: str, kind: str, path: Path, size: int, source: str | None, *, orphan: bool) -> Entry:
@@ -212,11 +212,11 @@ def _remove_store(folder: Path) -> None:
             os.close(lock)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Bytes of a file, or of all files under a folder; what goes away meanwhile counts nothing."""
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names) if path.is_dir() else (path,)
     total = 0
-    for one in path.rglob("*") if path.is_dir() else (path,):
+    for one in files:
         with contextlib.suppress(OSError):
-            if not one.is_dir():
-                total += one.lstat().st_size
+            total += one.lstat().st_size
     return total

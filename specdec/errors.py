@@ -87,7 +87,8 @@ class QueueFullError(SpecdecError, RuntimeError):
 
     def __init__(self, waiting: int, retry_after_s: float) -> None:
         self.waiting, self.retry_after_s = waiting, retry_after_s
-        super().__init__(f"{waiting} requests wait already, which is all that may: try again in {retry_after_s:.0f} s")
+        full = f"{waiting} requests wait already, which is all that may" if waiting else "no place is free to answer in"
+        super().__init__(f"{full}: try again in {retry_after_s:.0f} s")
 
 
 class UnknownNameError(InvalidArgumentError):

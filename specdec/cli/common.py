@@ -132,9 +132,11 @@ def check_writable(option: str, path: str) -> None:
     """Refuse a file that could not be written later, before the work that it is to report on.
 
     Raises:
-        InvalidArgumentError: the path is a folder, or it or its folder cannot be written.
+        InvalidArgumentError: the path is a folder or "-", or it or its folder cannot be written.
     """
     target = Path(path)
+    if path == "-":
+        raise InvalidArgumentError(f"{option} needs the name of a file: /dev/stdout is standard output")
     if target.is_dir():
         raise InvalidArgumentError(f"{option} {path} is a folder: name a file")
     if target.is_symlink() and not target.exists():

@@ -17,7 +17,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
-from specdec import catalogue, paths
+from specdec import cache, catalogue, paths
 from specdec.cli.commands import COMMANDS
 from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
@@ -169,10 +169,9 @@ def _installed(name: str) -> str | None:
 def _cache() -> dict[str, Any]:
     home = paths.home()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    files = [path.stat().st_size for path in home.rglob("*") if path.is_file()] if home.exists() else []
     return {
         "path": str(home),
-        "used_bytes": sum(files),
+        "used_bytes": cache.size_of(home),
         "free_bytes": shutil.disk_usage(existing).free,
         "problem": _cache_problem(existing),
         "models": [name for name in catalogue.list_names() if catalogue.is_pulled(name)],

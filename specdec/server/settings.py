@@ -44,8 +44,11 @@ class ServerSettings:
     timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name:
+        if not all(self.names):
             raise InvalidArgumentError("the model's name in requests must have at least one character")
+        for name in self.names:
+            if name.encode(errors="replace").decode() != name:
+                raise InvalidArgumentError(f"the model's name {name!r} is not valid Unicode: give another with --alias")
         if not self.host:
             raise OptionError("host", "must be an address of this machine, such as 127.0.0.1; 0.0.0.0 is all of them")
         if not is_whole(self.port) or not 0 <= self.port <= 65535:

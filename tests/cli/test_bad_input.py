@@ -61,6 +61,7 @@ ASK = ("generate", "--model", "MODEL", "--prompt", "x")
         (("--raw", "--system", "x"), "--system needs the chat template"),
         (("--trace", "nosuch/trace.jsonl"), "--trace nosuch/trace.jsonl: the folder nosuch does not exist"),
         (("--trace", "."), "--trace . is a folder"),
+        (("--trace", "-"), "--trace needs the name of a file: /dev/stdout is standard output"),
         (("--trace", "one.json", "--json", "./one.json"), "--json and --trace need different files"),
         (("--nosuch",), r"unrecognized arguments: --nosuch \(see specdec generate --help\)"),
         (

@@ -298,6 +298,14 @@ def test_doctor_says_when_the_cache_cannot_be_used(home: Path, monkeypatch: pyte
         assert doctor.examine()["cache"]["problem"] == f"{file} is not a folder: set SPECDEC_HOME to one"
 
 
+def test_doctor_while_files_go(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir(exist_ok=True)
+    (home / "kept").write_bytes(b"123")
+    (home / "gone").symlink_to("removed by another process")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)  # as it was a moment ago
+    assert doctor._cache()["used_bytes"] == 3 + (home / "gone").lstat().st_size
+
+
 def test_doctor_says_why_a_runtime_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise RuntimeUnavailableError(f"install the backend of {name}")

@@ -272,6 +272,8 @@ def test_no_queue_at_all():
         with pytest.raises(QueueFullError):
             batch.submit([3])
         until(lambda: batch.status().running == 2)
+        with pytest.raises(QueueFullError, match="no place is free to answer in: try again in"):
+            batch.submit([3])
         first.close()
         until(lambda: batch.status().running == 1)
         assert len(tokens_of(batch.submit([3], max_tokens=3))) == 3

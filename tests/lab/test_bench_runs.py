@@ -400,6 +400,7 @@ def test_prompt_files_that_make_no_sense_are_refused(tmp_path, name, content, to
         (("--csv", "gone/away.csv"), "the folder gone does not exist"),
         (("--resume", "gone/away.jsonl"), "the folder gone does not exist"),
         (("--draft-view", "int9"), "int9"),
+        (("--repeat", 10**9), "repeat must be at most 10000, not 1000000000"),
         (("--json", "one", "--csv", "./one"), "--json and --csv need different files"),
         (("--csv", "one", "--resume", "one"), "--csv and --resume need different files"),
         (("--report", "/dev/null/report"), "--report /dev/null/report: /dev/null is not a folder"),

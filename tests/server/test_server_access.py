@@ -132,6 +132,8 @@ def test_loopback_names(name: str, expected: bool) -> None:
         ({"timeout_s": 0}, "timeout_s must be a number of seconds above 0, not 0"),
         ({"timeout_s": float("nan")}, "timeout_s must be a number of seconds above 0, not nan"),
         ({"name": ""}, "name"),
+        ({"aliases": ("a", "")}, "name in requests must have at least one character"),
+        ({"name": "\udcff"}, r"the model's name '\\udcff' is not valid Unicode: give another with --alias"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, object], told: str) -> None:

@@ -18,6 +18,8 @@ from specdec.version import version
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
+MOST_REPEAT = 10_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -31,7 +33,7 @@ class Plan:
         chat: put text into the chat template.
 
     Raises:
-        InvalidArgumentError: a number is below 1, or there are no prompts.
+        InvalidArgumentError: a number is out of range, or there are no prompts.
     """
 
     grid: Grid
@@ -44,6 +46,8 @@ class Plan:
         for name in ("max_tokens", "repeat"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        if self.repeat > MOST_REPEAT:  # a run keeps all its answers in memory
+            raise InvalidArgumentError(f"repeat must be at most {MOST_REPEAT}, not {self.repeat}")
         if not self.prompts:
             raise InvalidArgumentError("there are no prompts to measure with")
 
