@@ -245,11 +245,8 @@ def test_a_policy_may_not_ask_for_nonsense_quiet(monkeypatch) -> None:
         specdec.generate(model, PROMPT, max_tokens=4)
 
 
-class Learning(Turning):
-    """The same, of a policy that learns, with a plain round after each other one."""
-
-    def begin(self, knowledge: Knowledge) -> None:
-        """It takes what is known, and uses nothing."""
+class Alternating(Learning):
+    """The same with a plain round after each other one."""
 
     def plan(self, state: RoundState) -> DraftPlan:
         found = super().plan(state)
@@ -258,7 +255,7 @@ class Learning(Turning):
 
 @pytest.mark.parametrize("recycles", [0, 16])
 def test_a_policy_that_learns_is_told_what_turns_would_have_kept(knowing, recycles) -> None:
-    policy, told = Learning(), Turning()
+    policy, told = Alternating(), Turning()
     model = model_of(recycles)
     model.memory.drafters.successors = {token: [following] for token, following in pairwise(knowing[:60])}
     if recycles:
