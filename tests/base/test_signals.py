@@ -281,7 +281,7 @@ def run_script() -> str:
 def test_an_interrupt_while_a_command_starts_is_quiet(start: str, module: str) -> None:
     script = STARTING.format(module=module, start=start)
     done = subprocess.run(
-        [sys.executable, "-c", script, "--help"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script, "chat", "--help"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode in (130, -signal.SIGINT), done.stderr  # see above for the second one
     assert done.stderr == "specdec: interrupted\n"
