@@ -209,15 +209,21 @@ def test_measured_costs_decide_which_match_is_worth_a_turn():
     assert results.plain_s == 0.8
 
 
-def test_after_a_look_only_a_match_that_pays_or_many_rounds_bring_the_next_one(monkeypatch):
-    looks: list[int] = []
+@pytest.fixture
+def looks(monkeypatch):
+    """Rounds in which the policy has looked at turns."""
+    found: list[int] = []
     choose = TurnPlanner.choose
 
     def counted(planner: TurnPlanner, now: Any, best: Any) -> Any:
-        looks.append(now.state.round_index)
+        found.append(now.state.round_index)
         return choose(planner, now, best)
 
     monkeypatch.setattr(TurnPlanner, "choose", counted)
+    return found
+
+
+def test_after_a_look_only_a_match_that_pays_or_many_rounds_bring_the_next_one(looks):
     policy = begun(turns=DEAR)
     for number in range(policy.quiet_rounds, 27):
         match = 12 if number == 5 else number % 2
@@ -286,22 +292,14 @@ def test_turns_begin_where_plain_steps_show_that_they_pay_and_only_there():
         assert told[-1].turns == 4
 
 
-def test_plain_steps_between_looks_bring_the_next_one_if_turns_pay_by_them(monkeypatch):
-    looks: list[int] = []
-    choose = TurnPlanner.choose
-
-    def counted(planner: TurnPlanner, now: Any, best: Any) -> Any:
-        looks.append(now.state.round_index)
-        return choose(planner, now, best)
-
-    monkeypatch.setattr(TurnPlanner, "choose", counted)
+def test_plain_steps_between_looks_bring_the_next_one_if_turns_pay_by_them(looks):
     policy = begun(turns=DEAR)
     for number in range(2, 14):
         missed = [0] if number < 5 else [7]
         if policy.plan(state_at(50 + number, number, 0, missed=missed)).num_draft_tokens:
             break
         observed(policy, 50 + number, STEP_S)
-    assert looks[:2] == [2, 6]
+    assert looks[:2] == [2, 5]
     assert number < 8
 
 
