@@ -126,7 +126,8 @@ class Commands:
 
     def _save(self, path: str) -> None:
         self.session.conversation.save(_file(path, "save"))
-        self._say(f"saved {len(self.session.conversation.turns)} turns")
+        count = len(self.session.conversation.turns)
+        self._say(f"saved {count} turn{'s' * (count != 1)}")
 
     def _load(self, path: str) -> None:
         self.session.conversation = Conversation.load(_file(path, "load"))

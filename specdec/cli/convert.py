@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.store.conversion import default_quantised
 
     check_json(arguments)
-    if not arguments.output:
+    if arguments.output in ("", "-"):
         raise InvalidArgumentError("--output needs the name of a folder to create")
     layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
     progress = StreamProgress()

@@ -133,8 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> Plan:
     from specdec.lab.eval.plan import EFFORTS, Plan, Setting, make_settings
 
-    if arguments.unconfined and not (arguments.humaneval or "humaneval" in arguments.measure):
-        raise InvalidArgumentError("--unconfined has an effect only with --humaneval: give both")
+    if not (arguments.humaneval or "humaneval" in arguments.measure):
+        for name in ("unconfined", "problems"):
+            if getattr(arguments, name):
+                raise InvalidArgumentError(f"--{name} has an effect only with --humaneval: give both")
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
         settings=make_settings(arguments.view, arguments.effort or EFFORTS)

@@ -84,6 +84,8 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise InvalidArgumentError(f"a stop string must be text of at least one character, not {stop!r}")
+        if stop.encode(errors="replace").decode() != stop:
+            raise InvalidArgumentError(f"a stop string must be valid Unicode, not {stop!r}: no answer has such text")
     return stops
 
 

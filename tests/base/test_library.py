@@ -179,6 +179,7 @@ def test_an_unknown_option_is_named(verb):
         ({"verify_effort": specdec.EffortSchedule(1, {"nose": 0.2})}, "effort rule 'nose' matches no matrix"),
         ({"temperature": -1}, "temperature must be"),
         ({"stop": [""]}, "a stop string must be text of at least one character, not ''"),
+        ({"stop": ["\ud800"]}, r"a stop string must be valid Unicode, not '\\ud800'"),
         ({"stop": [3]}, "a stop string must be text"),
         ({"stop": 3}, "stop must be text or a sequence of texts, not 3"),
         ({"policy": 3}, "policy must be a name or an object with"),

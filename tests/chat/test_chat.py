@@ -278,7 +278,7 @@ def test_a_terminal_asks_answers_and_survives_ctrl_c(text_model: Path, tmp_path:
         until(b"Ctrl-C again")
         until(b"\x1b[?2004h")  # the prompt is there
         os.write(master, f"/save {tmp_path / 'talk.json'}\r".encode())
-        until(b"saved 1 turns")
+        until(b"saved 1 turn\r")
         until(b"\x1b[?2004h")
         os.write(master, b"\x04")
         assert process.wait(60) == 0

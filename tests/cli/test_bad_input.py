@@ -144,7 +144,12 @@ def test_models(
     says(run(capsys, "rm", "~nosuch/x"), "the cache holds nothing named '~nosuch/x'")
     says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "generate", "--model", "", "--prompt", "x"), "a model needs a name: give a path")
-    says(run(capsys, "convert", DATA / "tiny-llama", "-o", ""), "--output needs the name of a folder to create")
+    for output in ("", "-"):
+        ran = run(capsys, "convert", DATA / "tiny-llama", "-o", output)
+        says(ran, "--output needs the name of a folder to create")
+    for words in (("--problems", "3"), ("--unconfined",)):
+        ran = run(capsys, "eval", DATA / "tiny-llama", *words)
+        says(ran, f"{words[0]} has an effect only with --humaneval: give both")
     says(run(capsys, "generate", "--model", "/dev/null", "--prompt", "x"), "/dev/null is neither a file nor a folder")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "links").mkdir()

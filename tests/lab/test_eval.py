@@ -100,6 +100,13 @@ def test_effort_1_is_the_dense_model_exactly(home: Path, tmp_path: Path) -> None
     assert (row.text.kl, row.text.nll_increase, row.text.agreement) == (0, 0, 1)
 
 
+def test_passages_that_the_context_cuts_are_warned_of(home: Path, tmp_path: Path) -> None:
+    model = Model(FakeRuntime(fake_config(max_context=30)), ByteTokenizer())  # type: ignore[arg-type]
+    plan = Plan(settings=(DENSE,), measures=("text",), text=text_file(tmp_path, "ab" * 50), passages=1)
+    with pytest.warns(UserWarning, match="passages have 30 tokens, which the model's context holds, not 256"):
+        evaluate(model, plan, progress=silent)
+
+
 def test_two_passes_of_the_same_logits_have_no_divergence() -> None:
     logits = np.random.default_rng(0).standard_normal((33, 1023)).astype(np.float32)
     score = score_passage(list(range(33)), Pass(logits, None), Pass(logits.copy(), None))

@@ -17,6 +17,7 @@ from specdec.lab.eval.sandbox import run_program
 from specdec.lab.journal import Journal, as_is
 from specdec.lab.text import read_text, spec_bench, split_passages
 from specdec.progress import Progress
+from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -70,6 +71,8 @@ def _passages(model: Model, plan: Plan, content: str) -> list[list[int]]:
     """
     assert model.tokenizer is not None
     length = min(plan.passage_tokens, model.config.max_context)
+    if length < plan.passage_tokens:
+        warn(f"passages have {length} tokens, which the model's context holds, not {plan.passage_tokens}")
     return split_passages(content, model.tokenizer, count=plan.passages, length=length)
 
 
