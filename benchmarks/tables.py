@@ -242,16 +242,20 @@ def cpu_speed(records: list[Record]) -> Table:
     return Table(columns, rows)
 
 
+# Steps that the table leaves out, of those with other rows than 2: kind, rows, effort.
+_NOT_SHOWN = {("MLX dense", 9, 1.0), ("dense", 9, 1.0), ("inputs", 8, 0.6), ("verify", 1, 0.6), ("verify", 5, 0.6)}
+_NOT_SHOWN |= {("inputs", rows, effort) for rows in (1, 5) for effort in (0.9, 0.5)}
+_NOT_SHOWN |= {("int4", 1, 0.35), ("bucket", 1, 0.4)}
+
+
 def gpu_steps(records: list[Record]) -> Table:
-    """A record of `gpu_step.py`: whole steps on the 7B shape in 16 bits, at the efforts that say most."""
+    """A record of `gpu_step.py`: whole steps on the 7B shape in 16 bits, those that say most."""
     (record,) = records
     of_mlx = "of MLX's dense step"
     rows = [
         [step["step"], f"{step['effort']:g}", str(step["rows"]), f"{step['ms']:.3f}", f"{step[of_mlx]:.3f}"]
         for step in record["results"]["steps"]
-        if step["rows"] != 2
-        and step["effort"] in (1.0, 0.6, 0.5, 0.25, 0.15)
-        and (step["step"], step["effort"]) != ("inputs", 0.5)
+        if step["rows"] != 2 and (step["step"], step["rows"], step["effort"]) not in _NOT_SHOWN
     ]
     return Table(["step", "effort", "rows", "ms", of_mlx], rows)
 

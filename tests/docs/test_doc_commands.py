@@ -51,7 +51,7 @@ PLACEHOLDERS = {"MODEL": MODEL, "MODEL.gguf": MODEL, "STORE": "store"}
 PLUGINS = re.compile(r"\b(alternate|repeat|eight)\b")
 LIMITS = {
     "bench": ["--tasks", "qa", "--per-task", "1", "--repeat", "1", "--max-tokens", "4"],
-    "eval": ["--passages", "1", "--passage-tokens", "16", "--problems", "1", "--max-tokens", "4"],
+    "eval": ["--passages", "1", "--passage-tokens", "16", "--max-tokens", "4"],
     "generate": ["--max-tokens", "6"],
     "chat": ["--max-tokens", "6"],
     "tune": ["--quick", "--text", "notes.txt"],
@@ -164,6 +164,7 @@ def limited(words: list[str]) -> list[str]:
     if words[0] == "generate" and "--model" not in words:
         extra += ["--model", MODEL]
     if words[0] == "eval":
+        extra += ["--problems", "1"] if {"humaneval", "--humaneval"} & {*words} else []
         extra += [] if "--measure" in words else ["--measure", "text"]
         extra += [] if "--effort" in words else ["--effort", "0.5", "1"]
     if words[:2] == ["fff", "train"]:
