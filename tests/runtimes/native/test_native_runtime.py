@@ -193,14 +193,18 @@ def test_two_models_in_two_threads(store_of):
     assert all(np.array_equal(found[number], wanted[number % 2]) for number in range(4))
 
 
-def test_other_threads_run_during_a_pass(store_of):
-    runtime = NativeRuntime(store_of("llama"), threads=1)
+def test_other_threads_run_during_a_pass(tmp_path):
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_layers": 4, "head_dim": 64, "max_context": 512}
+    path = convert(SyntheticSource(tiny_config(**sizes)), tmp_path / "store")
+    runtime = NativeRuntime(Store.open(path), threads=1)
     ids, done, ticks = [1] * 512, threading.Event(), 0
 
     def passes() -> None:
-        for _ in range(10):
-            forward_one(runtime, ids, runtime.new_cache(512), effort=FULL)
-        done.set()
+        try:
+            for _ in range(10):
+                forward_one(runtime, ids, runtime.new_cache(512), effort=FULL)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=passes)
     thread.start()
@@ -208,7 +212,7 @@ def test_other_threads_run_during_a_pass(store_of):
         ticks += 1
         time.sleep(0.001)
     thread.join()
-    # Holding the interpreter lock through ten passes of several milliseconds would leave a tick between two at best.
+    # Holding the interpreter lock through ten passes of tens of milliseconds would leave a tick between two at best.
     assert ticks > 12
 
 
