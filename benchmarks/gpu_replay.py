@@ -28,7 +28,7 @@ import numpy as np
 from common import add_json_option, print_table, write_json
 from gpu_common import SHAPE_7B, device, mx, random_transformer
 from gpu_step import CONTEXT, Steps, mlx_step
-from lookup_replay import TURN_HEADER, turn_rows
+from lookup_replay import TURN_HEADER, read_answers, read_survey, turn_rows
 from specdec.kernels.reference.recycle import TOP
 
 from specdec.model.architecture import ModelConfig
@@ -191,9 +191,8 @@ def main() -> None:
     if arguments.answers:
         costs, launch = decoder.costs(config)
         print(f"a launch: {launch:.3f} plain steps")
-        answers = [json.loads(line) for line in arguments.answers.read_text().splitlines()]
-        known = json.loads(arguments.survey.read_text()) if arguments.survey else {}
-        found = turn_rows(answers, costs, launch, {int(token): line for token, line in known.items()})
+        known = read_survey(arguments.survey) if arguments.survey else {}
+        found = turn_rows(read_answers(arguments.answers), costs, launch, known)
         print_table(TURN_HEADER, found)
         results |= {
             "turns": costs,

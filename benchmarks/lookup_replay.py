@@ -76,7 +76,7 @@ def main() -> None:
     model = specdec.load(args.model)
     if not args.answers.exists():
         record(model, args.answers, args.prompts, args.max_tokens)
-    answers = [json.loads(line) for line in args.answers.read_text().splitlines()]
+    answers = read_answers(args.answers)
     if args.ends:
         answers = [cut for count in args.ends for answer in answers if (cut := ended(answer, count)) is not None]
     if args.turns:
@@ -110,6 +110,11 @@ def record(model: Model, path: Path, prompts: int, most: int) -> None:
             file.write(json.dumps(answer) + "\n")
 
 
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """What `record` has kept in a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def _answered(model: Model, ids: list[int], most: int) -> tuple[list[int], list[list[int]]]:
     """A greedy answer, and the likeliest tokens at each of its places."""
     held, tokens, likeliest = model.runtime.new_cache(len(ids) + most), list[int](), list[list[int]]()
@@ -138,6 +143,11 @@ def surveyed(model: Model, path: Path) -> dict[int, list[int]]:
                 best = np.argpartition(-row, TOP)[:TOP]
                 found[token] = best[np.argsort(-row[best], kind="stable")].tolist()
         path.write_text(json.dumps(found))
+    return read_survey(path)
+
+
+def read_survey(path: Path) -> dict[int, list[int]]:
+    """What `surveyed` has kept in a file: for frequent tokens, their likely successors."""
     return {int(token): line for token, line in json.loads(path.read_text()).items()}
 
 

@@ -43,6 +43,15 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
     return float(value)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def as_number(value: object) -> float:
     """`value` as a float if it is a real number, infinite beyond a float's range; else NaN, which fails comparisons."""
     if type(value) is float:  # nearly all are; an abstract class is slow to ask

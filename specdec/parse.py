@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from specdec.checks import is_unicode
 from specdec.errors import ModelFormatError, SpecdecError
 from specdec.interrupts import is_from_signal_handler, unless_signalled
 
@@ -179,7 +180,7 @@ def _check(value: Any, *, texts: bool) -> None:
         if texts:
             for one in level:
                 parts = (*one, *one.values()) if isinstance(one, dict) else one if isinstance(one, list) else (one,)
-                if not all(_is_text(part) for part in parts if isinstance(part, str)):
+                if not all(is_unicode(part) for part in parts if isinstance(part, str)):
                     raise ParseError("holds text that is not valid Unicode: half a surrogate pair")
         level = [
             inner
@@ -188,14 +189,6 @@ def _check(value: Any, *, texts: bool) -> None:
             for inner in (one.values() if isinstance(one, dict) else one)
             if isinstance(inner, (dict, list))
         ]
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _too_deep() -> ParseError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from specdec.checks import check_effort
+from specdec.checks import check_effort, is_unicode
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import EffortSchedule
 
@@ -84,7 +84,7 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     for stop in stops:
         if not isinstance(stop, str) or not stop:
             raise InvalidArgumentError(f"a stop string must be text of at least one character, not {stop!r}")
-        if stop.encode(errors="replace").decode() != stop:
+        if not is_unicode(stop):
             raise InvalidArgumentError(f"a stop string must be valid Unicode, not {stop!r}: no answer has such text")
     return stops
 

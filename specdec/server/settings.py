@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from specdec.checks import as_number
+from specdec.checks import as_number, is_unicode
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.checks import is_whole
 
@@ -47,7 +47,7 @@ class ServerSettings:
         if not all(self.names):
             raise InvalidArgumentError("the model's name in requests must have at least one character")
         for name in self.names:
-            if name.encode(errors="replace").decode() != name:
+            if not is_unicode(name):
                 raise InvalidArgumentError(f"the model's name {name!r} is not valid Unicode: give another with --alias")
         if not self.host:
             raise OptionError("host", "must be an address of this machine, such as 127.0.0.1; 0.0.0.0 is all of them")
