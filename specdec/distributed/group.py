@@ -64,7 +64,7 @@ class Group:
     @property
     def reaches_memory(self) -> bool:
         """Whether GPUs may write into each other's memory: all on this machine, unless the environment forbids it."""
-        return self.backend == "nccl" and self.neighbours == self.ranks and may_share_memory()
+        return self.neighbours == self.ranks and may_share_memory()
 
     @property
     def world(self) -> Any:

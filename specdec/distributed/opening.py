@@ -14,7 +14,7 @@ from specdec.distributed.stages import Stage, StagedRuntime
 from specdec.distributed.watch import named
 from specdec.errors import DistributedError
 from specdec.runtimes.base import Runtime
-from specdec.runtimes.choose import chosen_runtime, create_runtime
+from specdec.runtimes.choose import STAGED, chosen_runtime, create_runtime
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.share import Share
 from specdec.version import version
@@ -70,15 +70,15 @@ def open_runtime(
         return create_runtime(runtime, store, threads=threads)
     from specdec.distributed.leader import LeaderRuntime
 
-    leader = the_leader()
+    leader, chosen = the_leader(), chosen_runtime(runtime, store)
     order = Order(
         name=str(Path(name).resolve()) if Path(name).exists() else name,
         path=str(store.path),
-        runtime=chosen_runtime(runtime, store),
+        runtime=chosen,
         threads=threads,
         load_share=load_share,
         context=context,
-        split=chosen_split(wanted_split(), store, leader),
+        split=chosen_split(wanted_split(), store, leader, stages=chosen in STAGED),
     )
     number = leader.number()
     with leader.turn:

@@ -64,14 +64,22 @@ def layers_s(config: ModelConfig, alone_s: float, ranks: int, link: Link) -> flo
     return alone_s + ranks * link.latency_s * (ranks > 1) + moved * (ranks > 1)
 
 
-def chosen_split(wanted: str, store: Store, leader: Leader) -> str:
+def chosen_split(wanted: str, store: Store, leader: Leader, *, stages: bool) -> str:
     """ "outputs" or "layers": what was asked for, or for "auto" what the measured latency makes faster.
 
     Outputs are divided unless a gather takes over a millisecond and stages are estimated to be faster.
+
+    Args:
+        wanted: "auto", "outputs" or "layers".
+        store: of the model.
+        leader: measures the latency.
+        stages: the runtime can run layers in stages.
     """
     group, config = leader.group, store.config
-    if wanted != "auto" or group.ranks == 1 or group.backend == "nccl" or group.ranks > config.num_layers:
-        return "outputs" if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted
+    if not stages or group.ranks == 1 or group.backend == "nccl" or group.ranks > config.num_layers:
+        return "outputs"
     latency_s = leader.gather_s(config.hidden // group.ranks, _PROBES)
     if latency_s < _SLOW_S:
         return "outputs"

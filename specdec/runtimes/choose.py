@@ -51,6 +51,7 @@ _RUNTIMES: dict[str, Callable[[Store, int | None, Part | None], Runtime]] = {
     "native": _native,
     "reference": _reference,
 }
+STAGED = frozenset({"native", "reference"})  # runtimes that can hold consecutive layers
 
 
 def best_runtime() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from synthetic import SyntheticSource, quantised_source
 from thread_ranks import on_threads
 from transcripts import MAKE, transcript
 
-from specdec.distributed.split import Link, gathered_bytes, gathers_of, layers_s, outputs_s
+from specdec.distributed.split import Link, chosen_split, gathered_bytes, gathers_of, layers_s, outputs_s
 from specdec.distributed.stages import Stage, StagedRuntime, stage_bounds
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.effort import resolve_efforts
@@ -92,3 +93,19 @@ def test_the_formula_of_the_documentation() -> None:
     assert outputs_s(config, 0.1, 1, far) == layers_s(config, 0.1, 1, far) == 0.1
     assert outputs_s(config, 0.1, 2, near) < 0.051 < layers_s(config, 0.1, 2, near)
     assert outputs_s(config, 0.1, 2, far) > layers_s(config, 0.1, 2, far)
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "backend", "stages", "found"),
+    [(0.1, "ring", True, "layers"), (0.1, "ring", False, "outputs"), (0.1, "nccl", True, "outputs"),
+     (1e-5, "ring", True, "outputs")],
+)  # fmt: skip
+def test_layers_are_divided_where_gathers_are_slow_and_the_runtime_can(
+    tmp_path: Path, latency_s: float, backend: str, stages: bool, found: str
+) -> None:
+    store = store_of(tmp_path, 5)
+    group = SimpleNamespace(ranks=2, backend=backend)
+    leader: Any = SimpleNamespace(group=group, gather_s=lambda size, repeat: latency_s)
+    assert chosen_split("auto", store, leader, stages=stages) == found
+    for wanted in ("outputs", "layers"):
+        assert chosen_split(wanted, store, leader, stages=stages) == wanted
