@@ -105,7 +105,7 @@ def test_layers_are_divided_where_gathers_are_slow_and_the_runtime_can(
 ) -> None:
     store = store_of(tmp_path, 5)
     group = SimpleNamespace(ranks=2, backend=backend)
-    leader: Any = SimpleNamespace(group=group, gather_s=lambda size, repeat: latency_s)
+    leader: Any = SimpleNamespace(group=group, gather_s=lambda *_: latency_s)
     assert chosen_split("auto", store, leader, stages=stages) == found
     for wanted in ("outputs", "layers"):
         assert chosen_split(wanted, store, leader, stages=stages) == wanted

@@ -49,6 +49,27 @@ class Driver:
     multiprocessors, generation, shared_bytes, architecture = GRID, 9, 232448, "sm_90a"
 
 
+class Memory:
+    """A driver whose device is the host: `send` copies to what is its own."""
+
+    def __init__(self) -> None:
+        self.held: list[np.ndarray] = []
+
+    def own(self, count: int) -> np.ndarray:
+        self.held.append(np.zeros(count + 8, np.int32))
+        at = -self.held[-1].ctypes.data % 16 // 4
+        return self.held[-1][at : at + count]
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        return np.zeros(nbytes, np.uint8)
+
+    def send(self, address: int, array: np.ndarray) -> None:
+        for held in self.held:
+            at = (address - held.ctypes.data) // 4
+            if 0 <= at < len(held):
+                held[at : at + len(array)] = array
+
+
 def host_text(text: str) -> str:
     """A kernel's text without machine code."""
     for beginning, body in _BODIES.items():

@@ -1,4 +1,5 @@
-"""Kernels of passes over many answers on the host: quantised multiplications and attention, and the prompts' ones."""
+"""Kernels of passes over many answers on the host: quantised multiplications and attention, turns over trees of drafts,
+and the prompts' kernels."""
 
 from __future__ import annotations
 
@@ -19,6 +20,40 @@ _ENTRIES = """
 #define __grid_constant__
 TEXT
 using namespace specdec;
+namespace {
+// The blocks of a grid, one after the other: last to first, if `backwards`.
+void run_each(int count, int lines, int layers, int threads, void (*body)(), bool backwards = false) {
+  host::lines = lines, host::layers = layers;
+  const int all = count * lines * layers;
+  for (int block = 0; block < all; ++block) {
+    host::first_block = backwards ? all - 1 - block : block;
+    host::run(1, threads, SHARED, false, body);
+  }
+  host::first_block = 0, host::lines = host::layers = 1;
+}
+const long long* values;
+template <class T>
+T* place(int which) { return reinterpret_cast<T*>(values[which]); }
+}  // namespace
+extern "C" {
+// A kernel of a turn over a tree, with the arguments of its launch.
+void run_tree(int which, const long long* all, int count, int lines, int backwards) {
+  values = all;
+  static constexpr void (*bodies[])() = {
+      [] { tree_forget(place<int>(0)); },
+      [] { tree_begin(place<int>(0), place<PromptRow>(1), values[2], place<half_t>(3), values[4]); },
+      [] { tree_look(place<int>(0), place<float>(1), values[2], place<float>(3), place<uint2>(4)); },
+      [] { tree_end(place<int>(0), place<float>(1), place<uint2>(2), values[3], place<float>(4)); },
+#ifdef DECODES
+      [] { decode_look_parts(place<float>(0), values[1], place<float>(2)); },
+#else
+      [] { decode_look(place<float>(0), values[1], place<float>(2)); },
+#endif
+  };
+  run_each(count, lines, 1, THREADS, bodies[which], backwards);
+}
+}
+#ifdef DECODES  // of quantised models
 namespace {
 struct Given {
   int form, band, all_rows;
@@ -42,16 +77,9 @@ struct Attention {
   float *sums, *queries, *splits, *scales;
   unsigned* words;
   Group* groups;
+  const unsigned char* paths;
   long long rows, all_rows, columns, layer, window, split_count, mixes, chains;
 } attention;
-// The blocks of a grid, one after the other.
-void run_each(int count, int lines, int layers, int threads, void (*body)()) {
-  host::lines = lines, host::layers = layers;
-  for (host::first_block = 0; host::first_block < count * lines * host::layers; ++host::first_block) {
-    host::run(1, threads, SHARED, false, body);
-  }
-  host::first_block = 0, host::lines = host::layers = 1;
-}
 }  // namespace
 extern "C" {
 void run_shares(Given* all, int backwards) {
@@ -99,8 +127,8 @@ void run_attention(Attention* all, int lines) {
   run_each(int(all->rows), lines, int(all->split_count), THREADS, [] {
     const Attention& a = attention;
     const float* queries = a.chains ? a.queries : nullptr;
-    decode_attend(a.parts, a.all_rows, a.about, a.angles, a.bias, a.norms, a.layer, queries, a.window, a.split_count,
-                  a.splits, a.mixes ? a.words : nullptr, a.groups, a.scales);
+    decode_attend(a.parts, a.all_rows, a.about, a.angles, a.bias, a.norms, a.layer, queries, a.paths, a.window,
+                  a.split_count, a.splits, a.mixes ? a.words : nullptr, a.groups, a.scales);
   });
 }
 // The same by the kernels for prompts.
@@ -135,7 +163,9 @@ int slots() {
 }
 int columns() { return TURN_VALUES + segment_at(2).tiles * TILE; }
 }
+#endif
 """
+TREE_KERNELS = ("tree_forget", "tree_begin", "tree_look", "tree_end", "decode_look")  # by their numbers in `run_tree`
 
 
 class Given(ctypes.Structure):
@@ -153,6 +183,7 @@ class Attention(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("parts", "about", "tiles", "angles", "bias", "norms")),
         *((name, ctypes.c_void_p) for name in ("sums", "queries", "splits", "scales", "words", "groups")),
+        ("paths", ctypes.c_void_p),
         *((name, ctypes.c_longlong) for name in ("rows", "all_rows", "columns", "layer", "window", "split_count")),
         *((name, ctypes.c_longlong) for name in ("mixes", "chains")),
     ]

@@ -310,12 +310,12 @@ extern "C" __global__ void __launch_bounds__(256)
 // q, k and v in parts -> splits; or, where no history has more than one, whole numbers for the output projection.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     decode_attend(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
-                  const float* norms, long long layer, const float* queries, long long window, long long splits, float* out,
-                  unsigned* words, Group* groups, float* scales) {
+                  const float* norms, long long layer, const float* queries, const unsigned char* paths, long long window,
+                  long long splits, float* out, unsigned* words, Group* groups, float* scales) {
   constexpr int GROUP = HEADS / KV_HEADS;
   __shared__ DecodeAttention memory;
   attend_row(
-      about, queries, layer, window, memory,
+      about, paths, queries, layer, window, memory,
       [&](int kind, int head, int place, float (&turned)[4]) {
         turn_four(kind, head, blockIdx.x, place, angles, bias, norms,
                   [&](int, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); }, turned);

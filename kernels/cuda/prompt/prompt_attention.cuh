@@ -17,11 +17,17 @@ struct PromptAttention {
   alignas(16) char values[VALUES_APART ? SPAN * SIZE * 2 : 16];
 };
 
-// A row of a pass: token, position, positions of its cache, passes that have gone on from it, and the cache's address.
+// A row of a pass: token, position, positions of its cache, passes that have gone on from it, the cache's address, the slot
+// for its key and value, and from which position on the row's path says where those before it are (`slot_of`).
 struct PromptRow {
   int token, place, capacity, turn;
   half_t* cache;
-  long long more;
+  int slot, root;
+
+  // The slot of a position that the row sees: path[i] is the row of the tree at position root + i.
+  DEVICE int slot_of(int position, const unsigned char* path) const {
+    return position < root ? position : root + path[position - root];
+  }
 };
 // Rows of a sequence that follow each other: the first, how many, its position, and the cache.
 struct PromptTile {
@@ -86,10 +92,10 @@ DEVICE void turn_four(int kind, int head, int row, int place, const float* angle
   }
 }
 
-// Where the key (kind 1) or value (kind 2) of a row's position lies.
+// Where the key (kind 1) or value (kind 2) of a row goes.
 DEVICE half_t* new_place(const PromptRow& of, int kind, int head, long long layer) {
   half_t* past = of.cache + (size_t)(2 * layer + kind - 1) * KV_HEADS * of.capacity * SIZE;
-  return past + ((size_t)head * of.capacity + of.place) * SIZE;
+  return past + ((size_t)head * of.capacity + of.slot) * SIZE;
 }
 
 // Turns queries and keys by their positions, puts keys and values into the caches; queries (rows, HEADS, SIZE) are times the

@@ -42,11 +42,12 @@ struct DecodeAttention {
 // The heads of a row that are the work of this block, over a split of its history; blocks: (rows, KV_HEADS times parts of a
 // group of heads, splits). Keys and values of the past are asked for before others have made the row's own: `turn(kind, head,
 // place, turned)` gives four dimensions of a query, key or value (`turn_four`). Where rows of a pass follow each other in one
-// history, a kernel before this one has put keys and values of all into it, and left `queries` (rows, HEADS, SIZE).
+// history, a kernel before this one has put keys and values of all into it, and left `queries` (rows, HEADS, SIZE); rows of a
+// tree have `paths` (rows, 4 PATH_WORDS).
 // `leave(h, head, d, mixed, most, weight)` gets what has become of a dimension.
 template <class Turn, class Leave>
-DEVICE void attend_row(const PromptRow* about, const float* queries, long long layer, long long window, DecodeAttention& m,
-                       Turn turn, Leave leave) {
+DEVICE void attend_row(const PromptRow* about, const unsigned char* paths, const float* queries, long long layer,
+                       long long window, DecodeAttention& m, Turn turn, Leave leave) {
   constexpr int GROUP = HEADS / KV_HEADS, LANES = 32 / AT_ONCE;
   static_assert(HEADS_EACH + 2 <= WARPS, "a warp for each query, the key and the value");
   const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks;
@@ -56,14 +57,17 @@ DEVICE void attend_row(const PromptRow* about, const float* queries, long long l
   const int mine = lane % LANES * 4, own = lane / LANES, first = start + warp * EACH_WARP;
   if (queries) after_others();
   PromptRow of = about[blockIdx.x];  // written by a kernel that has ended
-  of.place = __ldcg(&about[blockIdx.x].place);
+  of.place = __ldcg(&about[blockIdx.x].place), of.slot = __ldcg(&about[blockIdx.x].slot);
   const half_t* keys = of.cache + ((size_t)(2 * layer) * KV_HEADS + kv_head) * of.capacity * SIZE;
   const half_t* values = keys + (size_t)KV_HEADS * of.capacity * SIZE;
   uint2 k[EACH_WARP], v[EACH_WARP];
+  // Lane a of a row of a tree finds the slot of position a.
+  int slot = first + lane % EACH_WARP;
+  if (paths && slot <= of.place) slot = of.slot_of(slot, paths + (size_t)blockIdx.x * (4 * PATH_WORDS));
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
     const bool past = first + a < of.place + (queries != nullptr) && mine < SIZE;
-    const size_t at = (size_t)(first + a) * SIZE + mine;
+    const size_t at = (size_t)(paths ? __shfl_sync(EVERY_LANE, slot, a) : first + a) * SIZE + mine;
     k[a] = past ? __ldcg(reinterpret_cast<const uint2*>(keys + at)) : uint2{0, 0};
     v[a] = past ? __ldcg(reinterpret_cast<const uint2*>(values + at)) : uint2{0, 0};
   }
@@ -134,10 +138,11 @@ DEVICE void leave_split(float* all, int head, int d, long long splits, float mix
 // sums (rows, columns) as for prompt_turn -> splits
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     decode_attend(const float* sums, long long columns, const PromptRow* about, const float* angles, const float* bias,
-                  const float* norms, long long layer, const float* queries, long long window, long long splits, float* out) {
+                  const float* norms, long long layer, const float* queries, const unsigned char* paths, long long window,
+                  long long splits, float* out) {
   __shared__ DecodeAttention memory;
   attend_row(
-      about, queries, layer, window, memory,
+      about, paths, queries, layer, window, memory,
       [&](int kind, int head, int place, float (&turned)[4]) {
         turn_four(kind, head, blockIdx.x, place, angles, bias, norms, [&](int, int row, int output) {
           const int column = output + (kind == 0 ? 0 : kind == 1 ? TURN_KEYS : TURN_VALUES);
@@ -202,5 +207,5 @@ extern "C" __global__ void __launch_bounds__(32) decode_choose(const float* foun
   if (threadIdx.x > 0) return;
   PromptRow& of = about[row];
   put_choice(choices + (size_t)(of.turn * rows + row) * CHOICE_WORDS, choice);
-  of.token = choice.token, ++of.place, ++of.turn;
+  of.token = choice.token, ++of.place, ++of.slot, ++of.turn;
 }

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from specdec.runtimes.mlx.cache import GpuCache
-from specdec.runtimes.mlx.prompt import ROW_BAND, Part, Prompts, Work
+from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part, Work
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 

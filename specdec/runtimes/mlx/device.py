@@ -302,6 +302,21 @@ class CudaDriver:
         """Free a graph that is not running."""
         self._call("cuGraphExecDestroy", graph)
 
+    def event(self) -> ctypes.c_void_p:
+        """An event for `mark` and `reach`; never freed."""
+        self._call("cuCtxSetCurrent", self._context)
+        made = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(made), 2)  # CU_EVENT_DISABLE_TIMING
+        return made
+
+    def mark(self, event: ctypes.c_void_p) -> None:
+        """Let `reach` wait for what was begun until now."""
+        self._call("cuEventRecord", event, None)
+
+    def reach(self, event: ctypes.c_void_p) -> None:
+        """Wait for what was begun before the event was marked last."""
+        self._call("cuEventSynchronize", event)
+
     def _captured(self) -> ctypes.c_void_p:
         """A stream whose launches can be captured, which the usual one's cannot."""
         if self._stream is None:

@@ -10,85 +10,38 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from specdec.runtimes.mlx.cache import SPAN, GpuCache
+from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.device import PlainLaunch
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.state import MAX_ROWS
-from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeStep
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part, Tree, Work
+from specdec.runtimes.mlx.state import MAX_ROWS, PATHS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, TOP_WORDS, WholeStep
 from specdec.workers import run_together
 
 MOST_ROWS = 512  # of a pass
-ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
 _WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
 _TABLE = _WHICH + MOST_ROWS
 _MOST_SHAPES = 64  # of passes whose launches are kept
+_ROOT = (1 << 31) - 1  # position from which a row that is not in a tree would have a path
 _SPLIT_FLOATS = 1 << 26  # of what attention leaves for each row, head and split, at most
 
 Grid = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows of one sequence: tokens that follow what its cache holds.
-
-    Attributes:
-        cache: where keys and values go; there is memory for them.
-        tokens: of the rows.
-        place: position of the first.
-        wanted: rows at the end whose logits are wanted.
-    """
-
-    cache: GpuCache
-    tokens: Sequence[int]
-    place: int
-    wanted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A pass that is being run.
-
-    Attributes:
-        rows: of all sequences.
-        splits: of the longest history.
-        about: address of the table of rows.
-        tiles: address of the table of tiles.
-        tile_count: how many tiles there are.
-        angles: address of the rotary angles.
-        which: address of the list of rows whose logits are wanted.
-        wanted: how many these are.
-        places: addresses of what the pass keeps in device memory, by name.
-        decodes: a pass of `decode`: every row counts its own position.
-        chains: several rows of such a pass have one history.
-    """
-
-    rows: int
-    splits: int
-    about: int
-    tiles: int
-    tile_count: int
-    angles: int
-    which: int
-    wanted: int
-    places: dict[str, int]
-    decodes: bool = False
-    chains: bool = False
-
-    @property
-    def padded_rows(self) -> int:
-        """Rows that there is memory for."""
-        return padded(self.rows, ROW_BAND)
+def _few(splits: int) -> int:
+    """At least so many splits of attention, of few numbers, so that there are few kinds of graphs."""
+    return 1 << (splits - 1).bit_length()
 
 
 class Prompts(ABC):
@@ -122,11 +75,19 @@ class Prompts(ABC):
         """The model's steps."""
         return self._step
 
-    def compile(self) -> None:
-        """Compile all kernels at the same time, or read their machine code; nothing else may need them meanwhile."""
-        missing = [decodes for decodes in (False, True) if not self._shapes(decodes).keys() <= self._functions.keys()]
-        made = run_together([partial(self._code, decodes) for decodes in missing])
-        self._codes = dict(zip(missing, made, strict=True))
+    def compile(self, *, decodes: bool) -> None:
+        """Compile kernels at the same time, or read their machine code; nothing else may need them meanwhile.
+
+        Args:
+            decodes: also those for passes that choose tokens.
+        """
+        missing = [
+            which
+            for which in ((False, True) if decodes else (False,))
+            if which not in self._codes and not self._shapes(which).keys() <= self._functions.keys()
+        ]
+        made = run_together([partial(self._code, which) for which in missing])
+        self._codes |= dict(zip(missing, made, strict=True))
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -248,7 +209,7 @@ class Prompts(ABC):
         grid = (work.rows, c.num_kv_heads * self._chunks(work.rows * work.splits), work.splits)
         vectors = (entries[2], entries[3], number, places["queries"] if work.chains else 0)
         sums = (places["sums"], columns, work.about, work.angles)
-        self._launch("decode_attend", grid, *sums, *vectors, window, work.splits, places["splits"], *to)
+        self._launch("decode_attend", grid, *sums, *vectors, work.paths, window, work.splits, places["splits"], *to)
 
     def _chunks(self, splits: int) -> int:
         """Into how many parts heads that share keys are cut, where every row has a history of its own.
@@ -286,13 +247,46 @@ class Prompts(ABC):
             work: the pass; all its rows are wanted.
             choices: address of float32 (passes since the rows were copied to the device, rows, CHOICE_WORDS).
         """
-        self._records, self._launched = True, []
-        try:
+        with self._recording() as launches:
             self._layers(work)
             self._head(work, 0, work.rows)
             self._look(work)
             self._launch("decode_choose", (work.rows, 1, 1), work.places["found"], work.about, choices)
-            return self._launched
+        return launches
+
+    def recorded_turn(self, work: Work, tree: Tree) -> list[PlainLaunch]:
+        """The launches of a turn that drafts a tree, verifies it and keeps what was right: `decode_tree.cuh`.
+
+        Args:
+            work: of `turn_work`.
+            tree: where the turn finds what is not of the pass.
+        """
+        places, grid = work.places, self._step.grid
+        with self._recording() as launches:
+            spare = (tree.spare, tree.spare_positions)
+            self._launch("tree_begin", (1, 1, 1), tree.state, work.about, work.rows, *spare)
+            self._layers(work)
+            self._head(work, 0, work.rows)
+            sums = (
+                (places["sums"], work.padded_rows) if self._looks_at_parts else (places["logits"], self._head_columns)
+            )
+            self._launch("tree_look", (grid, work.rows, 1), tree.state, *sums, places["found"], places["tops"])
+            shown = (work.rows, tree.shown)
+            self._launch("tree_end", (grid, 1, 1), tree.state, places["found"], places["tops"], *shown)
+        return launches
+
+    def forgetting(self, state: int) -> PlainLaunch:
+        """The launch after which turns of the text in this state know no other text."""
+        self._prepare()
+        self._load(decodes=True)
+        return PlainLaunch(self._functions["tree_forget"][0], (self._step.grid, 1, 1), THREADS, 0, (state,))
+
+    @contextmanager
+    def _recording(self) -> Iterator[list[PlainLaunch]]:
+        """Launches are recorded instead of begun."""
+        self._records, self._launched = True, []
+        try:
+            yield self._launched
         finally:
             self._records, self._launched = False, []
 
@@ -305,25 +299,43 @@ class Prompts(ABC):
             decodes: for `recorded`.
             ahead: passes that follow it, each one position further.
         """
-        self._prepare()
-        if decodes:
-            self._load(decodes=True)
-        rows = sum(len(each.tokens) for each in parts)
+        about = self._begin_work(angles, decodes=decodes)
+        rows, wanted = sum(len(each.tokens) for each in parts), sum(each.wanted for each in parts)
         splits = (max(each.place + len(each.tokens) for each in parts) + ahead - 1) // SPAN + 1
         if decodes:
-            splits = 1 << (splits - 1).bit_length()  # few kinds of passes
-        if self._angles[0] is not angles:
-            self._angles = angles, self._step.addresses([angles])[0]
-        if self._about[0] is None:
-            array = self._step.own((_TABLE,), self._mx.int32)
-            self._about = array, self._step.addresses([array])[0]
-        about, wanted = self._about[1], sum(each.wanted for each in parts)
+            splits = _few(splits)
         tile_count = self._tell(parts, about)
         logits = wanted > 0 and not (decodes and self._looks_at_parts)
         places = self._places(padded(rows, ROW_BAND), splits, logits=logits, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
         chains = decodes and any(len(each.tokens) > 1 for each in parts)
         return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes, chains)
+
+    def turn_work(self, rows: int, reach: int, angles: Any, state: int) -> Work:
+        """A turn over a tree, whose rows a kernel puts into the table.
+
+        Args:
+            rows: of the graph.
+            reach: positions that its rows may have at least.
+            angles: see `run`.
+            state: address of the turn's state.
+        """
+        about, splits = self._begin_work(angles, decodes=True), _few(-(-reach // SPAN))
+        places = self._places(padded(rows, ROW_BAND), splits, logits=not self._looks_at_parts, decodes=True)
+        tables = (about, about + 4 * _TILES, 0, self._angles[1], about + 4 * _WHICH)
+        return Work(rows, splits, *tables, rows, places, decodes=True, chains=True, paths=state + 4 * PATHS)
+
+    def _begin_work(self, angles: Any, *, decodes: bool) -> int:
+        """Have all that a pass needs but its rows; returns the address of the tables."""
+        self._prepare()
+        if decodes:
+            self._load(decodes=True)
+        if self._angles[0] is not angles:
+            self._angles = angles, self._step.addresses([angles])[0]
+        if self._about[0] is None:
+            array = self._step.own((_TABLE,), self._mx.int32)
+            self._about = array, self._step.addresses([array])[0]
+        return self._about[1]
 
     def _tell(self, parts: Sequence[Part], about: int) -> int:
         """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""
@@ -335,6 +347,7 @@ class Prompts(ABC):
             lines[:, 0], lines[:, 1] = each.tokens, np.arange(each.place, each.place + count)
             lines[:, 2] = each.cache.positions
             lines[:, 4:6] = np.array([address], np.int64).view(np.int32)
+            lines[:, 6], lines[:, 7] = lines[:, 1], _ROOT
             for first in range(0, count, TILE_ROWS):
                 line = tile_lines[tiles]
                 line[:4] = rows + first, min(TILE_ROWS, count - first), each.place + first, each.cache.positions
@@ -354,6 +367,7 @@ class Prompts(ABC):
         sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
         if decodes:
             sizes["found"] = rows * self._step.grid * CHOICE_WORDS
+            sizes["tops"] = rows * self._step.grid * TOP_WORDS
         if logits:
             sizes["logits"] = ROW_BAND * self._head_columns
         need = sum(padded(size, 64) for size in sizes.values())
@@ -397,7 +411,8 @@ class Prompts(ABC):
     def _common_kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""
         if decodes:
-            return {"decode_attend": (THREADS, 0), "decode_look": (THREADS, 0), "decode_choose": (32, 0)}
+            made = dict.fromkeys(("tree_forget", "tree_begin", "tree_look", "tree_end"), (THREADS, 0))
+            return made | {"decode_attend": (THREADS, 0), "decode_look": (THREADS, 0), "decode_choose": (32, 0)}
         size = self.config.head_dim
         attend = 4 * TILE_ROWS * ((SPAN + 4) + size + 2 * (SPAN // 16 + 1) + SPAN // 16)
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)

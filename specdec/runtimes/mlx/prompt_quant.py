@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from specdec.kernels.reference.recycle import TOP
 from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.prompt import ROW_BAND, Prompts, Work
+from specdec.runtimes.mlx.prompt import Prompts
 from specdec.runtimes.mlx.prompt_dense import DensePrompts
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Work
 from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
 from specdec.runtimes.mlx.step import CHOICE_WORDS, SHARED_KB, THREADS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
@@ -44,15 +46,15 @@ class QuantPrompts(Prompts):
         constants: dict[str, Constant] = self._step.kernel_constants(_KIND) | STATE_CONSTANTS
         tiles = [tiles for tiles, _, _, _ in self._step.segments]
         constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes} | CHOOSING_CONSTANTS
-        constants |= {"CHOICE_WORDS": CHOICE_WORDS, "DECODES": decodes}
+        constants |= {"CHOICE_WORDS": CHOICE_WORDS, "DECODES": decodes, "RECYCLES": decodes, "SUCCESSORS": TOP}
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
         for band, (groups, slots) in _BANDS.items() if decodes else ():
             sizes = {"GROUPS": groups, "DEPTH": self._depth(band), "SLOTS": slots}
             constants |= {f"DECODE_{name}_{band}": size for name, size in sizes.items()}
         files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
         files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh"]
-        files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else []
-        files += ["prompt_quant.cuh", *(["decode_quant.cuh"] if decodes else [])]
+        files += ["step_choose.cuh", "step_recycle.cuh", "prompt_decode.cuh"] if decodes else []
+        files += ["prompt_quant.cuh", *(["decode_quant.cuh", "decode_tree.cuh"] if decodes else [])]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     @property

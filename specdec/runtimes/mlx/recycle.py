@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.kernels.reference.recycle import MATCH_CHANCES, RANK_CHANCES, SECOND_CHANCE, TOP
+from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Pass, Recycling, Rows, Turn
 from specdec.runtimes.mlx import addresses
 from specdec.runtimes.mlx.cache import GpuCache
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
     from specdec.model.effort import Efforts
     from specdec.runtimes.mlx.batch import Share
     from specdec.runtimes.mlx.device import CudaDriver
+    from specdec.runtimes.mlx.turn_graphs import TurnGraphs
 
 _USUALLY_KEPT = 4  # kept rows of a turn
+# Most rows of a turn that takes less time in one kernel than as a graph, and bytes of a layer's weights up to which
+# that is so: of larger models the kernel takes less time with as many rows as it has room for.
+_KERNEL_ROWS, _SMALL_LAYER = 4, 32e6
 TEXT_AT = 128  # word of the memory where the text begins, after the chances and the plan of a turn
 RANKS_AT, SECOND_AT = 32, 40  # words of chances by rank, and of the second match
 BEGINS, SURVEYS = 1, 2  # modes of a launch: another text begins; a survey
@@ -178,13 +183,14 @@ def turns_of(found: np.ndarray) -> list[Turn]:
 
 
 class Turning:
-    """Passes that draft and verify turn after turn, in one launch each.
+    """Passes that draft and verify turn after turn: in one launch each, or as graphs of launches.
 
     Args:
         mx: MLX.
         transformer: the model's transformer.
         mode: `Kind.mode` of the exact view at an effort of 1.
         weight_bytes: `(mode, efforts)` to the bytes of a step's weights.
+        graphs: turns as graphs; None for turns in one launch.
 
     Attributes:
         most_rows: most rows of a turn; 0 where steps are not launched.
@@ -192,12 +198,21 @@ class Turning:
     """
 
     def __init__(
-        self, mx: Any, transformer: Transformer, mode: str, weight_bytes: Callable[[str, Efforts], int]
+        self,
+        mx: Any,
+        transformer: Transformer,
+        mode: str,
+        weight_bytes: Callable[[str, Efforts], int],
+        graphs: TurnGraphs | None = None,
     ) -> None:
         self._transformer, self._mode, self._weight_bytes = transformer, mode, weight_bytes
         whole, config = transformer.whole, transformer.config
         rows = 0 if whole is None else min(MAX_ROWS, transformer.most_rows)
-        self.most_rows = rows if whole is not None and rows > 1 and whole.has_code(self.kind(rows)) else 0
+        self._step_rows = rows if whole is not None and rows > 1 and whole.has_code(self.kind(rows)) else 0
+        self._graphs = graphs if self._step_rows else None
+        self.most_rows = self._step_rows if self._graphs is None else self._graphs.most_rows
+        layer_bytes = weight_bytes(mode, resolve_efforts(1.0, config)) / config.num_layers
+        self._kernel_rows = min(self._step_rows, _KERNEL_ROWS) if layer_bytes <= _SMALL_LAYER else self._step_rows
         self._history = 4 * sum(layer.attention.kv_width for layer in config.layers)
         self._no_logits = np.empty((0, config.vocab_size), np.float32)
         if whole is not None:
@@ -208,6 +223,19 @@ class Turning:
                 vocab_size=config.vocab_size,
                 most_tokens=config.max_context,
             )
+
+    def has_graphs(self, rows: int) -> bool:
+        """Whether turns of `rows` rows run as graphs; else as steps of `kind`."""
+        return self._graphs_for(rows) is not None
+
+    def finish(self) -> None:
+        """Wait for what turns have left under way, before other passes."""
+        if self._graphs is not None:
+            self._graphs.finish()
+
+    def _graphs_for(self, rows: int) -> TurnGraphs | None:
+        """The graphs, where they are the faster way for turns of `rows` rows."""
+        return self._graphs if rows > self._kernel_rows else None
 
     def kind(self, rows: int) -> Kind:
         """The kind of step for a turn of `rows` rows."""
@@ -223,15 +251,20 @@ class Turning:
         whole, asked, cache = self._transformer.whole, rows.recycling, share.cache
         assert whole is not None  # `takes`
         assert asked is not None
-        wanted = replace(asked, rows=min(asked.rows, self.most_rows))
-        kind, ahead = self.kind(wanted.rows), min(rows.ahead, MOST_AHEAD)
+        wanted, ahead = replace(asked, rows=min(asked.rows, self.most_rows)), min(rows.ahead, MOST_AHEAD)
         # Room for the rows of a turn, and for the rows that turns usually keep: the launch ends when it is full.
-        cache.reserve(min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead)))
-        state = state_of([share.piece(0, 1, 0)], [cache.positions])
+        reach = min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead))
+        cache.reserve(reach)
+        graphs = self._graphs_for(wanted.rows)
+        state = state_of([share.piece(0, 1, 0)], [cache.positions], [] if graphs is None else [whole.address(cache)])
         show_choices(state, ahead=ahead, ends=rows.ends)
         self.recycler.tell(state, cache, wanted)
-        self._transformer.launch(kind, state, [cache], [])
-        turns = turns_of(whole.choices(kind.rows, ahead))
+        if graphs is not None:
+            turns = turns_of(graphs.run(state, cache, reach, self._transformer.angles(cache.positions)[0][0]))
+        else:
+            kind = self.kind(wanted.rows)
+            self._transformer.launch(kind, state, [cache], [])
+            turns = turns_of(whole.choices(kind.rows, ahead))
         read = self._weight_bytes(share.mode, rows.efforts) + self._history * cache.length
         cache.advance(sum(1 + len(turn.kept) for turn in turns))
         return Pass(self._no_logits, read * len(turns), turns=turns)
@@ -247,7 +280,7 @@ class Turning:
         Returns:
             int32 (N, TOP), the likeliest first.
         """
-        whole, rows = self._transformer.whole, self.most_rows
+        whole, rows = self._transformer.whole, self._step_rows
         assert whole is not None  # `most_rows` is 0
         kind, each, found = self.kind(rows), rows - 1, []
         length = cache.length

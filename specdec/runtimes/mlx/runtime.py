@@ -21,7 +21,6 @@ from specdec.model.effort import Efforts, resolve_efforts
 from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
-    MAX_PASS_ROWS,
     Cache,
     DraftHead,
     Late,
@@ -36,11 +35,12 @@ from specdec.runtimes.checks import check_batch, check_capacity, checked_layers,
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of
 from specdec.runtimes.mlx.cache import GpuCache
+from specdec.runtimes.mlx.compiling import Compiling
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.exact_forms import ExactForms
 from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.layers import Layer, LayerLoader
-from specdec.runtimes.mlx.model import Kind, Transformer
+from specdec.runtimes.mlx.model import Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.rank_step import rank_step
@@ -56,7 +56,6 @@ from specdec.runtimes.mlx.weights import Linear, Loader
 from specdec.runtimes.mlx.wide import WidePasses
 from specdec.store.share import StoreShare
 from specdec.warn import warn
-from specdec.workers import Workers
 
 if TYPE_CHECKING:
     from specdec.runtimes.share import Share as DeviceShare
@@ -111,7 +110,6 @@ class MlxRuntime:
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
-        self._begun: set[bool] = set()  # a pass over one sequence, or over several, was asked for
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
@@ -132,8 +130,14 @@ class MlxRuntime:
         if self._transformer.whole is not None or self._transformer.ranks is not None:
             alone = MOST_AHEAD if self._transformer.whole is not None else 0
             self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD, drafts_ahead=alone)
-        self._turning = Turning(self._mx, self._transformer, self._mode(EXACT, selects=False), self._weight_bytes)
+        self._turning = Turning(
+            self._mx, self._transformer, self._mode(EXACT, selects=False), self._weight_bytes, self._wide.turns
+        )
         self.info = replace(self.info, recycles=self._turning.most_rows)
+        self._compiling = Compiling(
+            self._transformer, self._turning, self._wide, self._takes,
+            mode=self._mode, most_rows=self._most_rows,
+        )  # fmt: skip
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:
@@ -188,22 +192,10 @@ class MlxRuntime:
 
     def compile(self, passes: Sequence[Planned]) -> None:
         """Compile what passes over one sequence need, and the pieces of its prompt; see `Compiler`."""
-        whole = self._transformer.whole
-        if whole is None:
-            return
-        kinds = []
-        for rows, efforts, view, recycles in passes:
-            check_view(view, self.views())
-            selects = self._takes.selects(efforts, view)
-            mode = self._mode(view, selects)
-            if recycles and not selects:
-                kinds.append(self._turning.kind(rows))
-                continue
-            for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
-                built = self._transformer.row_step(min(count, self._most_rows(view, mode)))
-                kinds.append(Kind(mode, selects, built, 0, built))
+        for one in passes:
+            check_view(one.view, self.views())
         with self._lock:
-            whole.compile(kinds)
+            self._compiling.compile(passes)
 
     @property
     def knows_successors(self) -> bool:
@@ -221,23 +213,6 @@ class MlxRuntime:
         """Draft with these from the next text on; see `Surveyor`. Only where `info.recycles`."""
         with self._lock:
             self._turning.recycler.know(tokens, successors)
-
-    def _begin(self, efforts: Efforts, *, shared: bool) -> None:
-        """Compile what the first passes will need: those of one sequence, or of several, which come and go."""
-        if shared in self._begun:
-            return
-        self._begun.add(shared)
-        whole = self._transformer.whole
-        if not shared:
-            self.compile([Planned(count, efforts) for count in (1, MAX_PASS_ROWS)])
-        elif whole is not None:
-            selects = self._takes.selects(efforts, EXACT)
-            mode = self._mode(EXACT, selects)
-            steps = {whole.row_step(rows) for rows in range(2, self._most_rows(EXACT, mode) + 1)}
-            with Workers(1) as workers:
-                wide = workers.submit(self._wide.compile)
-                whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
-                wide.result()
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
@@ -290,12 +265,13 @@ class MlxRuntime:
         shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
         self._wide.finish(shares)
         if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
-            self._begin(batch[0].efforts, shared=False)
+            self._compiling.begin(batch[0].efforts, shared=False)
             return [self._turning.run(batch[0], shares[0])]
+        self._turning.finish()
         self.prepare(view)
         if view == EXACT and not self._store.quantised:
             self._need_forms({share.mode for share in shares})
-        self._begin(batch[0].efforts, shared=len(batch) > 1)
+        self._compiling.begin(batch[0].efforts, shared=len(batch) > 1)
         ahead = self._ahead(batch, shares, view)
         further = self._further(batch, shares, ahead)
         for share in shares:

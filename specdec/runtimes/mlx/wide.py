@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from specdec.runtimes.mlx.batch import Share, decoded, wide_passes
 from specdec.runtimes.mlx.chosen import choices_of
 from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
-from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
+from specdec.runtimes.mlx.prompt_work import Part
 from specdec.runtimes.mlx.state import MOST_AHEAD
+from specdec.runtimes.mlx.turn_graphs import TurnGraphs
 
 if TYPE_CHECKING:
     from threading import RLock
@@ -36,6 +37,9 @@ class WidePasses:
         lock: lock of the runtime's caches.
         quantised: whether the weights are quantised.
         weight_bytes: bytes of weights that a row reads, by the mode of its step and its efforts.
+
+    Attributes:
+        turns: turns as graphs; None where one kernel for a turn takes less time, or there are no wide passes.
     """
 
     def __init__(
@@ -50,16 +54,20 @@ class WidePasses:
         self._transformer, self._weight_bytes = transformer, weight_bytes
         self._prompts = prompts_of(mx, transformer)
         self._decoder: Decoder | None = None
+        self.turns: TurnGraphs | None = None
         if self._prompts is not None:
-            self._decoder = Decoder(mx, self._prompts, transformer.new_cache(1 + MOST_AHEAD, lock))
+            spare = transformer.new_cache(1 + MOST_AHEAD, lock)
+            self._decoder = Decoder(mx, self._prompts, spare)
+            if quantised:
+                self.turns = TurnGraphs(mx, self._prompts, spare)
         self._most_step = _QUANTISED_STEP_ROWS if quantised else _STEP_ROWS
         layers = transformer.config.layers
         self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # bytes of a position
 
-    def compile(self) -> None:
-        """Compile what passes over several sequences need, before any pass is wide."""
+    def compile(self, *, decodes: bool) -> None:
+        """Compile what wide passes over prompts need, and those that choose tokens, before any pass is wide."""
         if self._prompts is not None:
-            self._prompts.compile()
+            self._prompts.compile(decodes=decodes)
 
     def decodes(self, shares: list[Share]) -> bool:
         """Whether a pass is one of `Decoder`, which goes ahead by itself."""

@@ -23,27 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(compiler() is None, reason="n
 ROWS = 16
 
 
-class Memory:
-    """A driver whose device is the host: `send` copies."""
-
-    def __init__(self) -> None:
-        self.held: list[np.ndarray] = []
-
-    def own(self, count: int) -> np.ndarray:
-        self.held.append(np.zeros(count + 8, np.int32))
-        at = -self.held[-1].ctypes.data % 16 // 4
-        return self.held[-1][at : at + count]
-
-    def pinned(self, nbytes: int) -> np.ndarray:
-        return np.zeros(nbytes, np.uint8)
-
-    def send(self, address: int, array: np.ndarray) -> None:
-        for held in self.held:
-            at = (address - held.ctypes.data) // 4
-            if 0 <= at < len(held):
-                held[at : at + len(array)] = array
-
-
 class Turns:
     """Launches over one sequence of a random model.
 
@@ -56,7 +35,7 @@ class Turns:
         monkeypatch.setattr(cuda_steps, "GRID", ROWS)  # a block makes a row
         monkeypatch.setattr(cuda_steps.Driver, "multiprocessors", ROWS)
         self.model = Model(monkeypatch, folder)
-        memory = Memory()
+        memory = cuda_steps.Memory()
         self.recycler = Recycler(
             memory,  # type: ignore[arg-type]
             memory.own,

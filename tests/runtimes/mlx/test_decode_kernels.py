@@ -5,6 +5,7 @@ Which passes they are is in `test_mlx_decode.py`; the same on a GPU, in `test_gp
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from typing import Any
 
@@ -15,8 +16,10 @@ from metal_host_kernels import compiler
 from quant_steps import step_of
 
 from specdec.runtimes.mlx.prompt_quant import QuantPrompts
+from specdec.runtimes.mlx.state import PATH_WORDS
 
 TYPES = ("q5_0", "q6_k", "q8_0", "q4_k")
+TREELESS = (1 << 31) - 1  # root of a row that is not in a tree
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")]
 
 
@@ -130,6 +133,8 @@ class Histories:
         chains: the rows follow each other in one history; else each has its own.
     """
 
+    paths: list[list[int]] | None = None  # of rows of a tree: the rows from its root to each
+
     def __init__(self, kernels: Kernels, places: list[int], *, chains: bool) -> None:
         self.chains = chains
         self.compiled, self.places, self.config = kernels.compiled, places, kernels.prompts.config
@@ -139,14 +144,36 @@ class Histories:
         self.angles = rng.uniform(-1, 1, (512, c.head_dim)).astype(np.float32)
         self.bias = rng.standard_normal((c.num_heads + 2 * c.num_kv_heads) * c.head_dim).astype(np.float32)
 
+    @classmethod
+    def tree(cls, kernels: Kernels, root: int, parents: list[int]) -> Histories:
+        """Rows of a tree whose root is at this position; rows are in slots one after the other."""
+        paths: list[list[int]] = []
+        for row, parent in enumerate(parents):
+            paths.append([*(paths[parent] if row else []), row])
+        made = cls(kernels, [root + len(path) - 1 for path in paths], chains=True)
+        made.paths = paths
+        return made
+
+    def alone(self, row: int) -> Histories:
+        """A row of a tree as the last of a chain: with the rows of its path only."""
+        assert self.paths is not None
+        path, made = self.paths[row], copy.copy(self)
+        made.parts, made.places, made.paths = self.parts.copy(), [self.places[one] for one in path], None
+        made.parts[:, : len(path)] = self.parts[:, path]
+        return made
+
     def run(self, chunks: int, *, window: int, splits: int, mixes: bool) -> dict[str, np.ndarray]:
         """What attention leaves, by kernels for prompts where `chunks` is 0."""
         c, rows = self.config, len(self.places)
         cache, (about, tiles) = aligned(self.cache), aligned(np.zeros((2, rows, 8), np.int32))
+        paths = np.full((rows, 4 * PATH_WORDS), 255, np.uint8)
         for row, place in enumerate(self.places):
             address = np.array([cache[0 if self.chains else row].ctypes.data], np.int64).view(np.int32)
-            about[row, 1:3], about[row, 4:6] = (place, 512), address
+            about[row, 1:3], about[row, 4:6], about[row, 6:] = (place, 512), address, (place, TREELESS)
             tiles[row, :4], tiles[row, 4:6] = (row, 1, place, 512), address
+            if self.paths is not None:
+                paths[row, : len(self.paths[row])] = self.paths[row]
+                about[row, 6:] = self.places[0] + row, self.places[0]
         made = {"sums": (ROWS, self.compiled.columns()), "queries": (rows, c.num_heads, c.head_dim)}
         made |= {"splits": (rows, c.num_heads, splits, c.head_dim + 4), "scales": (ROWS,)}
         made |= {
@@ -157,8 +184,9 @@ class Histories:
         given = {"parts": aligned(self.parts), "about": about, "tiles": tiles, "angles": aligned(self.angles)}
         arrays |= given | {"bias": aligned(self.bias), "norms": aligned(self.bias)}
         numbers = (rows, ROWS, made["sums"][1], 1, window, splits, int(mixes), int(self.chains))
-        names = [name for name, kind in Attention._fields_ if kind is ctypes.c_void_p]
-        asked = Attention(*(arrays[name].ctypes.data for name in names), *numbers)
+        names = [name for name, kind in Attention._fields_ if kind is ctypes.c_void_p][:-1]
+        places = (arrays[name].ctypes.data for name in names)
+        asked = Attention(*places, None if self.paths is None else paths.ctypes.data, *numbers)
         if chunks:
             self.compiled.run_attention(ctypes.byref(asked), c.num_kv_heads * chunks)
         else:
@@ -187,3 +215,32 @@ def test_attention_of_single_rows_has_the_bits_of_prompts(both: Kernels, places:
             found = histories.run(chunks, window=window, splits=splits, mixes=mixes)
             for name, one in wanted.items():
                 np.testing.assert_array_equal(found[name], one, err_msg=f"{name}, {chunks} parts of a group")
+
+
+# Rows of the upper half follow rows far from them, so positions and slots are in different splits around 256.
+TREE = [-1, 0, 0, 1, 2, 1, 4, 4, 3, 5, 7, 10, 11, 12, 13, 6]
+
+
+@pytest.mark.parametrize("window", [1 << 40, 100, 3])
+@pytest.mark.parametrize(("root", "count"), [(0, 7), (37, 16), (250, 16), (255, 9), (256, 16)])
+def test_rows_of_a_tree_see_what_they_would_see_alone(both: Kernels, root: int, count: int, window: int) -> None:
+    histories, c = Histories.tree(both, root, TREE[:count]), both.prompts.config
+    splits = max(histories.places) // 256 + 1
+    least = -(-c.num_heads // c.num_kv_heads // (8 if c.head_dim <= 64 else 4))
+    for mixes in (False, True)[: 1 if splits > 1 else 2]:
+        found = histories.run(least, window=window, splits=splits, mixes=mixes)
+        for row, place in enumerate(histories.places):
+            alone = histories.alone(row)
+            wanted, last = alone.run(least + 1, window=window, splits=splits, mixes=mixes), len(alone.places) - 1
+            message = f"row {row}"
+            fresh = wanted["cache"][0, 1, ..., place, :]  # of the second layer
+            np.testing.assert_array_equal(found["cache"][0, 1, ..., root + row, :], fresh, err_msg=message)
+            if mixes:
+                for name in ("words", "groups"):
+                    np.testing.assert_array_equal(found[name][:, row], wanted[name][:, last], err_msg=message)
+            else:
+                np.testing.assert_array_equal(found[message], wanted[f"row {last}"], err_msg=message)
+        before = histories.cache.view(np.uint16)[:1]
+        for name in ("past", "rest"):
+            kept = slice(0, root) if name == "past" else slice(root + count, None)
+            np.testing.assert_array_equal(found["cache"][:1, ..., kept, :], before[..., kept, :], err_msg=name)

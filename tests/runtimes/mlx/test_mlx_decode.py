@@ -16,7 +16,8 @@ from test_mlx_prompts import Driver, dense, part, quantised, share
 
 from specdec.runtimes.mlx.batch import decoded
 from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
-from specdec.runtimes.mlx.prompt import Part, Prompts
+from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.prompt_work import Part
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 
 SPARE = 99 << 33
@@ -117,15 +118,17 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
         assert all((grid[0], each) == (-(-rows // band), band) for grid, each in made)
 
 
-def test_kernels_are_compiled_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", [False, True])
+def test_kernels_are_compiled_together_once(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
     prompts, texts = quantised("q4_k"), []
     monkeypatch.setattr(prompts, "_compiler", SimpleNamespace(code=lambda text: texts.append(text) or b"code"))
-    prompts.compile()
-    assert sorted(texts) == sorted(prompts.text(decodes=decodes) for decodes in (False, True))
+    for decodes in (first, True):
+        prompts.compile(decodes=decodes)
+        assert sorted(texts) == sorted(prompts.text(decodes=which) for which in (False, True)[: 1 + decodes])
     decoder, _ = decoder_of(prompts, monkeypatch)
-    for _ in range(2):
+    for decodes in (False, True):
         decoder.run([wanted(1, 3, number) for number in range(9)], object(), 1)
-        prompts.compile()
+        prompts.compile(decodes=decodes)
     assert len(texts) == 2
 
 

@@ -20,9 +20,10 @@ from synthetic import tiny_config
 
 from specdec.model.effort import Efforts
 from specdec.runtimes.mlx.batch import LEAST_WIDE, Share, steps_of, wide_passes
-from specdec.runtimes.mlx.prompt import MOST_ROWS, ROW_BAND, TILE_ROWS, Part, Prompts
+from specdec.runtimes.mlx.prompt import MOST_ROWS, TILE_ROWS, Prompts
 from specdec.runtimes.mlx.prompt_dense import DensePrompts
 from specdec.runtimes.mlx.prompt_quant import QuantPrompts
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part
 from specdec.runtimes.mlx.step import WholeStep
 
 FULL = Efforts(np.ones(3))
