@@ -14,7 +14,7 @@ import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("BENCHMARKS.md", "README.md")
-FRONT_GPU = ("smollm2-135m-dithered", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b-dithered")  # models of table `front`
+FRONT_GPU = ("qwen2.5-coder-0.5b-dithered", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b")
 _BLOCK = re.compile(r"^<!-- table (?P<name>[\w-]+) -->\n.*?^Printed by.*?$", re.M | re.S)
 _MACHINES = re.compile(r"^Machines: .*?$", re.M)
 

@@ -78,8 +78,8 @@ class GpuCache:
         still = next((place for place, row in enumerate(rows) if row != place), len(rows))
         if still < len(rows):
             with self._lock:
-                moved = self._mx.array([base + row for row in rows[still:]])
-                taken = [self._mx.take(array, moved, axis=-2) for array in self.arrays]
+                # By slices: MLX compiles the kernel of `take` when a process first calls it, seconds on CUDA.
+                taken = [self._mx.concatenate(_slots(array, base, rows[still:]), axis=-2) for array in self.arrays]
                 self._mx.eval(taken)
                 for array, part in zip(self.arrays, taken, strict=True):
                     array[..., base + still : base + len(rows), :] = part
@@ -121,3 +121,8 @@ class GpuCache:
             self._mx.eval(array)  # one at a time: a step's memory grows by no more than this needs
             made.append(array)
         return made
+
+
+def _slots(array: Any, base: int, rows: Sequence[int]) -> list[Any]:
+    """Slots of an array, one by one."""
+    return [array[..., base + row : base + row + 1, :] for row in rows]

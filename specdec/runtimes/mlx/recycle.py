@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _USUALLY_KEPT = 4  # kept rows of a turn
 # Most rows of a turn that takes less time in one kernel than as a graph, and bytes of a layer's weights up to which
 # that is so: of larger models the kernel takes less time with as many rows as it has room for.
-_KERNEL_ROWS, _SMALL_LAYER = 4, 32e6
+_KERNEL_ROWS, _SMALL_LAYER = 4, 64e6
 TEXT_AT = 128  # word of the memory where the text begins, after the chances and the plan of a turn
 RANKS_AT, SECOND_AT = 32, 40  # words of chances by rank, and of the second match
 BEGINS, SURVEYS = 1, 2  # modes of a launch: another text begins; a survey
