@@ -62,9 +62,11 @@ class Compiling:
         whole = self._whole
         if whole is None:
             return
-        kinds, decodes = list[Kind](), False
-        # A sequence whose turns are compiled will need its other passes, too.
-        others = [Planned(count, one.efforts) for one in passes[:1] if one.recycles for count in _FIRST_ROWS]
+        kinds, decodes, others = list[Kind](), False, list[Planned]()
+        if any(one.recycles for one in passes):
+            # A survey, steps of all sizes whose costs are measured, and the sequence's other passes come next.
+            kinds.append(self._turning.kind_of_surveys)
+            others = [Planned(count, passes[0].efforts) for count in range(1, self._most_rows(EXACT, "") + 1)]
         for rows, efforts, view, recycles in (*passes, *others):
             selects = self._takes.selects(efforts, view)
             mode = self._mode(view, selects)

@@ -242,6 +242,11 @@ class Turning:
         built = self._transformer.row_step(rows)
         return Kind(self._mode, False, built, 0, built, tree=True)
 
+    @property
+    def kind_of_surveys(self) -> Kind:
+        """The kind of step that `survey` launches."""
+        return self.kind(self._step_rows)
+
     def takes(self, rows: Rows, share: Share) -> bool:
         """Whether a pass over these rows alone runs as turns."""
         return rows.recycling is not None and self.most_rows > 0 and not share.selects and share.cache.length > 0
@@ -282,7 +287,7 @@ class Turning:
         """
         whole, rows = self._transformer.whole, self._step_rows
         assert whole is not None  # `most_rows` is 0
-        kind, each, found = self.kind(rows), rows - 1, []
+        kind, each, found = self.kind_of_surveys, rows - 1, []
         length = cache.length
         cache.reserve(length + rows)
         for first in range(0, len(tokens), each * (1 + MOST_AHEAD)):

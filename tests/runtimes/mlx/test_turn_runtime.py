@@ -169,8 +169,12 @@ def test_kernels_of_graphs_are_compiled_in_place_of_a_step(
     monkeypatch.setattr(made.runtime._transformer.whole, "compile", kinds.extend)
     made.runtime.compile([Planned(count, made.efforts, recycles=True) for count in rows])
     assert made.compiled == [by_graphs]
-    assert [kind.rows for kind in kinds if kind.tree] == [4] * (4 in rows)
-    assert {kind.rows for kind in kinds if not kind.tree} >= {1}  # of the passes that a sequence has beside turns
+    survey = made.runtime._turning.kind_of_surveys.rows
+    assert survey > 4
+    assert [kind.rows for kind in kinds if kind.tree] == [survey, *[4] * (4 in rows)]
+    # Those of all passes that a sequence has beside turns, and of those whose costs are measured.
+    whole = made.runtime._transformer.whole
+    assert {kind.rows for kind in kinds if not kind.tree} == {whole.row_step(n) for n in range(1, whole.most_rows + 1)}
 
 
 @pytest.mark.parametrize("kind", ["float16", "quantised"])
