@@ -44,16 +44,11 @@ void run_tree(int which, const long long* all, int count, int lines, int backwar
       [] { tree_begin(place<int>(0), place<PromptRow>(1), values[2], place<half_t>(3), values[4]); },
       [] { tree_look(place<int>(0), place<float>(1), values[2], place<float>(3), place<uint2>(4)); },
       [] { tree_end(place<int>(0), place<float>(1), place<uint2>(2), values[3], place<float>(4)); },
-#ifdef DECODES
       [] { decode_look_parts(place<float>(0), values[1], place<float>(2)); },
-#else
-      [] { decode_look(place<float>(0), values[1], place<float>(2)); },
-#endif
   };
   run_each(count, lines, 1, THREADS, bodies[which], backwards);
 }
 }
-#ifdef DECODES  // of quantised models
 namespace {
 struct Given {
   int form, band, all_rows;
@@ -163,7 +158,6 @@ int slots() {
 }
 int columns() { return TURN_VALUES + segment_at(2).tiles * TILE; }
 }
-#endif
 """
 TREE_KERNELS = ("tree_forget", "tree_begin", "tree_look", "tree_end", "decode_look")  # by their numbers in `run_tree`
 

@@ -19,13 +19,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def model(shape: str, *types: str, part: bool = False) -> tuple[ModelConfig, list[Any], Any]:
+def model(shape: str, *types: str, part: bool = False, layers: int = 2) -> tuple[ModelConfig, list[Any], Any]:
     """Configuration, blocks and logits layer of a model with matrices of `types` in turn, without any bytes.
 
     Of a `part` every other matrix has the upper bits of its codes alone.
     """
     config = ModelConfig.uniform(
-        family="llama", vocab_size=32000, num_layers=2, norm_eps=1e-5, rope_theta=1e4, max_context=512,
+        family="llama", vocab_size=32000, num_layers=layers, norm_eps=1e-5, rope_theta=1e4, max_context=512,
         **SHAPES[shape],
     )  # fmt: skip
     q, kv, hidden, inner = (
@@ -44,15 +44,15 @@ def model(shape: str, *types: str, part: bool = False) -> tuple[ModelConfig, lis
         size = tiles * (-(-steps // form.span) * form.head_bytes + steps * (2048 + 512 * form.rest))
         return PackedQuant(form, outputs, inputs, SimpleNamespace(nbytes=size), None)
 
-    layers = [
+    blocks = [
         SimpleNamespace(linears=[SimpleNamespace(quant=tuple(matrix(*one) for one in site)) for site in sites])
         for _ in range(config.num_layers)
     ]
-    return config, layers, SimpleNamespace(quant=(matrix(config.vocab_size, hidden),))
+    return config, blocks, SimpleNamespace(quant=(matrix(config.vocab_size, hidden),))
 
 
-def step_of(shape: str, *types: str, part: bool = False) -> tuple[QuantStep, ModelConfig]:
-    config, layers, head = model(shape, *types, part=part)
+def step_of(shape: str, *types: str, part: bool = False, layers: int = 2) -> tuple[QuantStep, ModelConfig]:
+    config, blocks, head = model(shape, *types, part=part, layers=layers)
     mx = SimpleNamespace(zeros=lambda *_, **__: 0, eval=lambda *_: None, int32=None, uint32=None, float32=None)
     driver: Any = SimpleNamespace(multiprocessors=GRID)
-    return QuantStep(mx, config, dtype="float16", layers=layers, head=head, embeddings=None, driver=driver), config
+    return QuantStep(mx, config, dtype="float16", layers=blocks, head=head, embeddings=None, driver=driver), config

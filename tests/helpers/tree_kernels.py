@@ -13,19 +13,15 @@ import quant_steps
 from cuda_steps import Memory
 from decode_kernels import ROWS, TILE, TREE_KERNELS, Given, aligned, build
 from specdec.kernels.reference.recycle import TOP, Recycled
-from synthetic import tiny_config
 
 from specdec.runtimes.base import Recycling
-from specdec.runtimes.mlx.prompt import Prompts
-from specdec.runtimes.mlx.prompt_dense import DensePrompts
 from specdec.runtimes.mlx.prompt_quant import QuantPrompts
 from specdec.runtimes.mlx.recycle import Recycler
 from specdec.runtimes.mlx.state import MAX_ROWS, STATE_SIZE, chain, show_choices, state_of
-from specdec.runtimes.mlx.step import CHOICE_WORDS, TOP_WORDS, WholeStep
+from specdec.runtimes.mlx.step import CHOICE_WORDS, TOP_WORDS
 
-GRID = 5  # blocks: each looks at several pieces of the logits of 32000 tokens, most at none of those of 1023
+GRID = 5  # blocks: each looks at several pieces of the logits of 32000 tokens
 POSITIONS, SPARE_POSITIONS = 512, 256
-SHAPE = {"hidden_size": 896, "intermediate_size": 4864, "num_heads": 14, "num_kv_heads": 2, "head_dim": 64}
 
 
 class Language:
@@ -71,20 +67,11 @@ class Language:
         return made[len(text) :]
 
 
-def dense() -> DensePrompts:
-    """Wide passes of a model with 16-bit weights, and layers enough that several blocks move keys and values."""
-    config = tiny_config(num_layers=24, vocab_size=1023, max_context=POSITIONS, **SHAPE)
-    mx: Any = SimpleNamespace(zeros=lambda *_, **__: 0, eval=lambda *_: None, float32=0, int32=0, uint32=0)
-    driver: Any = SimpleNamespace(multiprocessors=GRID)
-    step = WholeStep(mx, config, dtype="float16", tier_sizes=(16,), driver=driver)
-    return DensePrompts(mx, step, [[""] * 17] * 24 + [[""] * 5], SimpleNamespace(code=str.encode))  # type: ignore[arg-type]
-
-
 def quantised(monkeypatch: Any) -> QuantPrompts:
-    """Wide passes of a quantised model."""
+    """Wide passes of a quantised model, with layers enough that several blocks move keys and values."""
     monkeypatch.setattr(quant_steps, "GRID", GRID)
-    step, _ = quant_steps.step_of("135M", "q5_0", "q6_k", "q8_0", "q4_k")
-    return QuantPrompts(step.mx, step, [[""] * 20] * 2 + [[""] * 5], SimpleNamespace(code=str.encode))  # type: ignore[arg-type]
+    step, _ = quant_steps.step_of("135M", "q5_0", "q6_k", "q8_0", "q4_k", layers=8)
+    return QuantPrompts(step.mx, step, [[""] * 20] * 8 + [[""] * 5], SimpleNamespace(code=str.encode))  # type: ignore[arg-type]
 
 
 class TreeTurns:
@@ -101,7 +88,7 @@ class TreeTurns:
         spare: those of rows that only fill a graph.
     """
 
-    def __init__(self, prompts: Prompts, folder: Path) -> None:
+    def __init__(self, prompts: QuantPrompts, folder: Path) -> None:
         self.prompts, c = prompts, prompts.config
         self.compiled, self.language = build(folder, prompts.text(decodes=True)), Language(c.vocab_size)
         self.cache, self.spare = (
@@ -110,12 +97,8 @@ class TreeTurns:
         )
         self.found = aligned(np.zeros((MAX_ROWS, GRID, CHOICE_WORDS), np.float32))
         self.tops = aligned(np.zeros((MAX_ROWS, GRID, TOP_WORDS), np.uint32))
-        if isinstance(prompts, QuantPrompts):
-            tiles, _, _, blocks = prompts._step.segments[7]
-            self.sums, self.apart = aligned(np.zeros((tiles + blocks, ROWS, TILE), np.float32)), ROWS
-        else:
-            self.apart = prompts._head_columns
-            self.sums = aligned(np.zeros((MAX_ROWS, self.apart), np.float32))
+        tiles, _, _, blocks = prompts._step.segments[7]
+        self.sums = aligned(np.zeros((tiles + blocks, ROWS, TILE), np.float32))
         self.restart()
 
     def restart(self) -> TreeTurns:
@@ -190,9 +173,6 @@ class TreeTurns:
             self._put(number, self.language.logits(token, place), sums)
 
     def _put(self, row: int, logits: np.ndarray, sums: np.ndarray) -> None:
-        if not isinstance(self.prompts, QuantPrompts):
-            sums[row, : len(logits)] = logits
-            return
         # In parts, as the blocks of a tile leave them.
         tiles, steps, begin, blocks = self.prompts._step.segments[7]
         given = ctypes.byref(Given(0, 8, ROWS, tiles, steps, begin, blocks))
@@ -207,7 +187,7 @@ class TreeTurns:
 
     def look(self, rows: int, *, backwards: bool = False) -> None:
         """`tree_look`."""
-        places = (self.sums.ctypes.data, self.apart, self.found.ctypes.data, self.tops.ctypes.data)
+        places = (self.sums.ctypes.data, ROWS, self.found.ctypes.data, self.tops.ctypes.data)
         self.launch("tree_look", (self.state.ctypes.data, *places), (GRID, rows), backwards=backwards)
 
     def end(self, rows: int, shown: np.ndarray, *, backwards: bool = False) -> None:

@@ -47,20 +47,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // Looks at the logits of the turn's rows as the blocks of a step do; blocks: (GRID, rows).
 extern "C" __global__ void __launch_bounds__(THREADS)
-    tree_look(const int* state, const float* sums, long long apart, float* found, uint2* tops) {
+    tree_look(const int* state, const float* parts, long long all_rows, float* found, uint2* tops) {
   __shared__ __align__(16) float scratch[WARPS * (CHOICE_WORDS + 2 * TOP)];
   after_others();
   if (int(blockIdx.y) >= state[1]) return;
   look_at_row(
-      blockIdx.y,
-      [&](int row, int i) {
-#ifdef DECODES
-        return parts4(7, sums, int(apart), row, i);
-#else
-        return load_float4(sums + row * apart + i);
-#endif
-      },
-      nullptr, found, tops, scratch);
+      blockIdx.y, [&](int row, int i) { return parts4(7, parts, int(all_rows), row, i); }, nullptr, found, tops, scratch);
 }
 
 // The end of a turn. `shown` (turns, 1 + width, CHOICE_WORDS): before the rows, whether another turn follows.

@@ -21,9 +21,9 @@ from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.device import PlainLaunch
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part, Tree, Work
-from specdec.runtimes.mlx.state import MAX_ROWS, PATHS
-from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, TOP_WORDS, WholeStep
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part, Work
+from specdec.runtimes.mlx.state import MAX_ROWS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeStep
 from specdec.workers import run_together
 
 MOST_ROWS = 512  # of a pass
@@ -39,7 +39,7 @@ _SPLIT_FLOATS = 1 << 26  # of what attention leaves for each row, head and split
 Grid = tuple[int, int, int]
 
 
-def _few(splits: int) -> int:
+def few(splits: int) -> int:
     """At least so many splits of attention, of few numbers, so that there are few kinds of graphs."""
     return 1 << (splits - 1).bit_length()
 
@@ -254,33 +254,6 @@ class Prompts(ABC):
             self._launch("decode_choose", (work.rows, 1, 1), work.places["found"], work.about, choices)
         return launches
 
-    def recorded_turn(self, work: Work, tree: Tree) -> list[PlainLaunch]:
-        """The launches of a turn that drafts a tree, verifies it and keeps what was right: `decode_tree.cuh`.
-
-        Args:
-            work: of `turn_work`.
-            tree: where the turn finds what is not of the pass.
-        """
-        places, grid = work.places, self._step.grid
-        with self._recording() as launches:
-            spare = (tree.spare, tree.spare_positions)
-            self._launch("tree_begin", (1, 1, 1), tree.state, work.about, work.rows, *spare)
-            self._layers(work)
-            self._head(work, 0, work.rows)
-            sums = (
-                (places["sums"], work.padded_rows) if self._looks_at_parts else (places["logits"], self._head_columns)
-            )
-            self._launch("tree_look", (grid, work.rows, 1), tree.state, *sums, places["found"], places["tops"])
-            shown = (work.rows, tree.shown)
-            self._launch("tree_end", (grid, 1, 1), tree.state, places["found"], places["tops"], *shown)
-        return launches
-
-    def forgetting(self, state: int) -> PlainLaunch:
-        """The launch after which turns of the text in this state know no other text."""
-        self._prepare()
-        self._load(decodes=True)
-        return PlainLaunch(self._functions["tree_forget"][0], (self._step.grid, 1, 1), THREADS, 0, (state,))
-
     @contextmanager
     def _recording(self) -> Iterator[list[PlainLaunch]]:
         """Launches are recorded instead of begun."""
@@ -303,27 +276,13 @@ class Prompts(ABC):
         rows, wanted = sum(len(each.tokens) for each in parts), sum(each.wanted for each in parts)
         splits = (max(each.place + len(each.tokens) for each in parts) + ahead - 1) // SPAN + 1
         if decodes:
-            splits = _few(splits)
+            splits = few(splits)
         tile_count = self._tell(parts, about)
         logits = wanted > 0 and not (decodes and self._looks_at_parts)
         places = self._places(padded(rows, ROW_BAND), splits, logits=logits, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
         chains = decodes and any(len(each.tokens) > 1 for each in parts)
         return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes, chains)
-
-    def turn_work(self, rows: int, reach: int, angles: Any, state: int) -> Work:
-        """A turn over a tree, whose rows a kernel puts into the table.
-
-        Args:
-            rows: of the graph.
-            reach: positions that its rows may have at least.
-            angles: see `run`.
-            state: address of the turn's state.
-        """
-        about, splits = self._begin_work(angles, decodes=True), _few(-(-reach // SPAN))
-        places = self._places(padded(rows, ROW_BAND), splits, logits=not self._looks_at_parts, decodes=True)
-        tables = (about, about + 4 * _TILES, 0, self._angles[1], about + 4 * _WHICH)
-        return Work(rows, splits, *tables, rows, places, decodes=True, chains=True, paths=state + 4 * PATHS)
 
     def _begin_work(self, angles: Any, *, decodes: bool) -> int:
         """Have all that a pass needs but its rows; returns the address of the tables."""
@@ -367,7 +326,6 @@ class Prompts(ABC):
         sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
         if decodes:
             sizes["found"] = rows * self._step.grid * CHOICE_WORDS
-            sizes["tops"] = rows * self._step.grid * TOP_WORDS
         if logits:
             sizes["logits"] = ROW_BAND * self._head_columns
         need = sum(padded(size, 64) for size in sizes.values())
@@ -411,8 +369,7 @@ class Prompts(ABC):
     def _common_kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""
         if decodes:
-            made = dict.fromkeys(("tree_forget", "tree_begin", "tree_look", "tree_end"), (THREADS, 0))
-            return made | {"decode_attend": (THREADS, 0), "decode_look": (THREADS, 0), "decode_choose": (32, 0)}
+            return {"decode_attend": (THREADS, 0), "decode_look": (THREADS, 0), "decode_choose": (32, 0)}
         size = self.config.head_dim
         attend = 4 * TILE_ROWS * ((SPAN + 4) + size + 2 * (SPAN // 16 + 1) + SPAN // 16)
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from specdec.kernels.reference.recycle import TOP
 from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.pack import padded
@@ -56,12 +55,11 @@ class DensePrompts(Prompts):
         mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
         constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": 2, "SPLIT": self._parts}
-        constants |= {"CHOICE_WORDS": CHOICE_WORDS, "RECYCLES": decodes, "SUCCESSORS": TOP}
+        constants["CHOICE_WORDS"] = CHOICE_WORDS
         constants |= {"act_t": self._step.weight_type}
         constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv} | CHOOSING_CONSTANTS
         files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_attention.cuh"]
-        decoding = ["step_choose.cuh", "step_recycle.cuh", "prompt_decode.cuh", "decode_tree.cuh"]
-        files += decoding if decodes else ["prompt_multiply.cuh", "prompt_rows.cuh"]
+        files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else ["prompt_multiply.cuh", "prompt_rows.cuh"]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:

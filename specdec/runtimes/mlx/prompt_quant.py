@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from specdec.kernels.reference.recycle import TOP
+from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler
+from specdec.runtimes.mlx.device import PlainLaunch
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.prompt import Prompts, few
 from specdec.runtimes.mlx.prompt_dense import DensePrompts
-from specdec.runtimes.mlx.prompt_work import ROW_BAND, Work
-from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
-from specdec.runtimes.mlx.step import CHOICE_WORDS, SHARED_KB, THREADS
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Tree, Work
+from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, PATHS, STATE_CONSTANTS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, SHARED_KB, THREADS, TOP_WORDS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
@@ -57,6 +59,45 @@ class QuantPrompts(Prompts):
         files += ["prompt_quant.cuh", *(["decode_quant.cuh", "decode_tree.cuh"] if decodes else [])]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
+    def turn_work(self, rows: int, reach: int, angles: Any, state: int) -> Work:
+        """A turn over a tree, whose rows a kernel puts into the table.
+
+        Args:
+            rows: of the graph.
+            reach: positions that its rows may have at least.
+            angles: see `run`.
+            state: address of the turn's state.
+        """
+        about, splits = self._begin_work(angles, decodes=True), few(-(-reach // SPAN))
+        places = self._places(padded(rows, ROW_BAND), splits, logits=False, decodes=True)
+        tables = (about, 0, 0, self._angles[1], 0, rows)
+        return Work(rows, splits, *tables, places, decodes=True, chains=True, paths=state + 4 * PATHS)
+
+    def recorded_turn(self, work: Work, tree: Tree) -> list[PlainLaunch]:
+        """The launches of a turn that drafts a tree, verifies it and keeps what was right: `decode_tree.cuh`.
+
+        Args:
+            work: of `turn_work`.
+            tree: where the turn finds what is not of the pass.
+        """
+        places, grid = work.places, self._step.grid
+        with self._recording() as launches:
+            spare = (tree.spare, tree.spare_positions)
+            self._launch("tree_begin", (1, 1, 1), tree.state, work.about, work.rows, *spare)
+            self._layers(work)
+            self._head(work, 0, work.rows)
+            sums = (places["sums"], work.padded_rows)
+            self._launch("tree_look", (grid, work.rows, 1), tree.state, *sums, places["found"], places["tops"])
+            shown = (work.rows, tree.shown)
+            self._launch("tree_end", (grid, 1, 1), tree.state, places["found"], places["tops"], *shown)
+        return launches
+
+    def forgetting(self, state: int) -> PlainLaunch:
+        """The launch after which turns of the text in this state know no other text."""
+        self._prepare()
+        self._load(decodes=True)
+        return PlainLaunch(self._functions["tree_forget"][0], (self._step.grid, 1, 1), THREADS, 0, (state,))
+
     @property
     def _unit_bytes(self) -> int:
         """The largest unit with its head."""
@@ -69,6 +110,7 @@ class QuantPrompts(Prompts):
         multiplications = {"prompt_multiply": ROW_BAND, "prompt_multiply_few": _FEW_ROWS}
         if decodes:
             made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
+            made |= dict.fromkeys(("tree_forget", "tree_begin", "tree_look", "tree_end"), (THREADS, 0))
             made["decode_turn"] = 256, 0
             for band, (groups, slots) in _BANDS.items():
                 stages = groups * self._depth(band) * (self._unit_bytes + band * (64 + 16))
@@ -85,7 +127,8 @@ class QuantPrompts(Prompts):
         if decodes:
             sites = (*_SITES, (7,))
             columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in sites)
-        return {
+        tops = {"tops": rows * self._step.grid * TOP_WORDS} if decodes else {}
+        return tops | {
             "sums": rows * columns,
             "words": rows * self._widest // 2,
             "groups": rows * self._widest // 8,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
-from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.prompt_quant import QuantPrompts
 from specdec.runtimes.mlx.prompt_work import Tree, Work
 from specdec.runtimes.mlx.recycle import BEGINS
 from specdec.runtimes.mlx.state import AHEAD, MAX_ROWS, MOST_AHEAD, RECYCLE, STATE_SIZE
@@ -41,7 +41,7 @@ class TurnGraphs:
 
     most_rows = MAX_ROWS
 
-    def __init__(self, mx: Any, prompts: Prompts, spare: GpuCache) -> None:
+    def __init__(self, mx: Any, prompts: QuantPrompts, spare: GpuCache) -> None:
         self._mx, self._prompts, self._spare, self._driver = mx, prompts, spare, prompts.step.driver
         self._graphs: dict[tuple[int, ...], ctypes.c_void_p] = {}
         self._events: list[ctypes.c_void_p] = []

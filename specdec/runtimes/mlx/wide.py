@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from specdec.runtimes.mlx.batch import Share, decoded, wide_passes
 from specdec.runtimes.mlx.chosen import choices_of
 from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
-from specdec.runtimes.mlx.prompt_quant import prompts_of
+from specdec.runtimes.mlx.prompt_quant import QuantPrompts, prompts_of
 from specdec.runtimes.mlx.prompt_work import Part
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.turn_graphs import TurnGraphs
@@ -58,7 +58,7 @@ class WidePasses:
         if self._prompts is not None:
             spare = transformer.new_cache(1 + MOST_AHEAD, lock)
             self._decoder = Decoder(mx, self._prompts, spare)
-            if quantised:
+            if isinstance(self._prompts, QuantPrompts):
                 self.turns = TurnGraphs(mx, self._prompts, spare)
         self._most_step = _QUANTISED_STEP_ROWS if quantised else _STEP_ROWS
         layers = transformer.config.layers

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_steps import Memory
-from decode_kernels import TREE_KERNELS, aligned
+from decode_kernels import ROWS, TREE_KERNELS, aligned
 from metal_host_kernels import compiler
 from specdec.kernels.reference.recycle import TOP
-from tree_kernels import GRID, POSITIONS, SPARE_POSITIONS, TreeTurns, dense, quantised
+from tree_kernels import GRID, POSITIONS, SPARE_POSITIONS, TreeTurns, quantised
 
 from specdec.runtimes.base import Recycling
 from specdec.runtimes.mlx.recycle import TEXT_AT, turns_of
@@ -32,11 +32,10 @@ PLAN_AT, SLOTS = 64, RECYCLE + 5  # words of the recycler's memory and of the st
 TREELESS = (1 << 31) - 1
 
 
-@pytest.fixture(scope="module", params=["quantised", "dense"])
-def turns(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TreeTurns]:
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TreeTurns]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        prompts = quantised(monkeypatch) if request.param == "quantised" else dense()
-        yield TreeTurns(prompts, tmp_path_factory.mktemp("kernels"))
+        yield TreeTurns(quantised(monkeypatch), tmp_path_factory.mktemp("kernels"))
 
 
 @dataclass
@@ -236,7 +235,7 @@ def test_rows_are_looked_at_as_in_other_passes(turns: TreeTurns) -> None:
     made.found[:] = np.nan
     made.look(16)
     alone = aligned(np.full(made.found.shape, np.nan, np.float32))
-    made.launch("decode_look", (made.sums.ctypes.data, made.apart, alone.ctypes.data), (GRID, 16))
+    made.launch("decode_look", (made.sums.ctypes.data, ROWS, alone.ctypes.data), (GRID, 16))
     assert np.array_equal(made.found[:11, :, :5].view(np.uint32), alone[:11, :, :5].view(np.uint32))
     assert not np.isnan(made.found[:11, :, 0]).any()
     assert np.isnan(made.found[11:]).all()
@@ -286,7 +285,7 @@ class HostGraphs(Memory):
         return np.ctypeslib.as_array((ctypes.c_int32 * int(np.prod(shape))).from_address(address)).reshape(shape)
 
     def _sums(self, values: Any) -> np.ndarray:
-        assert values[2] == self.turns.apart
+        assert values[2] == ROWS
         return self._at(values[1], self.turns.sums.shape).view(np.float32)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_mlx_decode import MX, SPARE, GraphDriver, decoder_of, wanted
-from test_mlx_prompts import dense, quantised
+from test_mlx_prompts import quantised
 
 from specdec.runtimes.mlx.prompt import Prompts
 from specdec.runtimes.mlx.recycle import BEGINS
@@ -108,40 +108,33 @@ def run(graphs: TurnGraphs, rows: int = 8, *, reach: int = 100, angles: Any = MX
 
 
 @pytest.mark.parametrize("reach", [200, 300])
-@pytest.mark.parametrize("kind", ["dense", "quantised"])
-def test_a_graph_drafts_runs_all_layers_and_keeps_a_path(
-    monkeypatch: pytest.MonkeyPatch, kind: str, reach: int
-) -> None:
-    prompts = dense() if kind == "dense" else quantised("q4_k", "q6_k")
+def test_a_graph_drafts_runs_all_layers_and_keeps_a_path(monkeypatch: pytest.MonkeyPatch, reach: int) -> None:
+    prompts = quantised("q4_k", "q6_k")
     graphs, driver = graphs_of(prompts, monkeypatch)
     run(graphs, 12, reach=reach)
     (graph,) = driver.graphs.values()
     names = [name.removesuffix("_few") for name, *_ in graph]
-    first, many = ("prompt", "prompt_multiply") if kind == "dense" else ("decode", "decode_multiply_16")
-    norm, mixes = f"{first}_norm", kind == "quantised" and reach <= 256
-    layer = [norm, many, f"{first}_turn", "decode_attend", *([] if mixes else ["prompt_mix"]), many]
-    layer += [norm, many, f"{first}_gate", many]
+    many, mixes = "decode_multiply_16", reach <= 256
+    layer = ["decode_norm", many, "decode_turn", "decode_attend", *([] if mixes else ["prompt_mix"]), many]
+    layer += ["decode_norm", many, "decode_gate", many]
     layers = layer * prompts.config.num_layers
-    assert names == ["tree_begin", "prompt_embed", *layers, norm, many, "tree_look", "tree_end"]
+    assert names == ["tree_begin", "prompt_embed", *layers, "decode_norm", many, "tree_look", "tree_end"]
     assert not driver.launches  # nothing runs but by the graph
 
 
 @pytest.mark.parametrize(("reach", "splits"), [(256, 1), (257, 2), (513, 4)])
-@pytest.mark.parametrize("kind", ["dense", "quantised"])
-def test_kernels_of_a_turn_share_its_state(monkeypatch: pytest.MonkeyPatch, kind: str, reach: int, splits: int) -> None:
-    prompts = dense() if kind == "dense" else quantised("q4_k", "q6_k")
+def test_kernels_of_a_turn_share_its_state(monkeypatch: pytest.MonkeyPatch, reach: int, splits: int) -> None:
+    prompts = quantised("q4_k", "q6_k")
     graphs, driver = graphs_of(prompts, monkeypatch)
     run(graphs, 9, reach=reach)
     (graph,), ((state, _),), c = driver.graphs.values(), driver.sent, prompts.config
     work = prompts.turn_work(12, reach, MX, state)
     given = {name: (grid, list(values)) for name, grid, values in graph}
-    places, sums = work.places, (work.places["sums"], 64)
-    if kind == "dense":
-        sums = (work.places["logits"], prompts._head_columns)
+    places = work.places
     assert given["tree_begin"] == ((1, 1, 1), [state, work.about, 12, SPARE, SPARE_POSITIONS])
     assert given["prompt_embed"][0] == (12, 1, 1)
     assert given["prompt_embed"][1][0] == work.about
-    assert given["tree_look"] == ((132, 12, 1), [state, *sums, places["found"], places["tops"]])
+    assert given["tree_look"] == ((132, 12, 1), [state, places["sums"], 64, places["found"], places["tops"]])
     assert given["tree_end"] == ((132, 1, 1), [state, places["found"], places["tops"], 12, driver.shown.ctypes.data])
     attends = [(grid, list(values)) for name, grid, values in graph if name == "decode_attend"]
     assert len(attends) == c.num_layers
