@@ -74,6 +74,21 @@ def check_progress(progress: object) -> None:
         raise InvalidArgumentError(f"progress must be a function of stage, done and total, not {progress!r}")
 
 
+def unstopping(progress: Progress | None) -> Progress | None:
+    """The same, but a StopIteration of it becomes a RuntimeError, as in a generator (PEP 479): a reader's loop would
+    take it for the end of the answer."""
+    if progress is None:
+        return None
+
+    def report(stage: str, done: int, total: int) -> None:
+        try:
+            progress(stage, done, total)
+        except (StopIteration, StopAsyncIteration) as error:
+            raise RuntimeError(f"progress raised {type(error).__name__}") from error
+
+    return report
+
+
 class StreamProgress:
     """Prints progress to a text stream: a bar when it is a terminal, else a line at the start of a stage and one every
     `interval_s` seconds. Both tell how much time is left, going by what the stage has taken so far.

@@ -72,8 +72,9 @@ class Batch:
 
         check_model(model, "Batch")
         check_limits(max_sequences=max_sequences, max_rows=max_rows, cache_bytes=cache_bytes, queue=queue)
-        if cache_bytes is None:
-            cache_bytes = _half_of_memory()
+        # NumPy's numbers are no part of a status.
+        max_sequences, max_rows, queue = int(max_sequences), int(max_rows), None if queue is None else int(queue)
+        cache_bytes = _half_of_memory() if cache_bytes is None else int(cache_bytes)
         self._model, self._queue, self._max_sequences = model, queue, max_sequences
         costs = model.memory.passes
         self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows, costs=costs)
@@ -137,7 +138,7 @@ class Batch:
         except BaseException:
             ticket.answer.close()
             raise
-        return Reading(ticket, self._cancel)
+        return Reading(ticket, self._cancel, self._check_reader)
 
     def status(self) -> BatchStatus:
         """What the batch is doing, as of the last pass."""
@@ -239,6 +240,15 @@ class Batch:
                 return
             self._cancelled.append(ticket)
             self._changed.notify()
+
+    def _check_reader(self) -> None:
+        """Refuse the batch's own thread, in which progress functions and logits processors are called.
+
+        Raises:
+            SpecdecError: it would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise SpecdecError("the thread of a batch runs its passes, so what it calls cannot read an answer of it")
 
     def _work(self) -> None:
         """The thread: take requests, run steps, hand out pieces."""

@@ -335,3 +335,38 @@ def test_objects_serve_one_answer_only():
             specdec.generate(fake_model(), [[1], [2]], **options)
     with pytest.raises(InvalidArgumentError, match="a trace is for one prompt"):
         specdec.generate(fake_model(), [[1], [2]], trace="x")
+
+
+def test_what_a_pass_calls_cannot_read_its_own_answer():
+    held, caught = [], []
+
+    def processor(tokens, logits):
+        with pytest.raises(SpecdecError, match="this answer is being read") as error:
+            next(held[0])
+        caught.append(error)
+        return logits
+
+    model = fake_model()
+    held.append(specdec.stream(model, [1, 2], max_tokens=4, logits_processors=[processor]))
+    tokens = [token for piece in held[0] for token in piece.tokens]
+    assert caught
+    assert tokens == plain(model, [1, 2], max_tokens=4)
+
+
+def test_what_the_thread_of_a_batch_calls_cannot_read_answers_of_it():
+    caught = []
+    with specdec.Batch(fake_model()) as batch:
+
+        def processor(tokens, logits):
+            with pytest.raises(SpecdecError, match="the thread of a batch runs its passes") as error:
+                next(batch.submit([1], max_tokens=1))
+            caught.append(error)
+            return logits
+
+        tokens = [
+            token
+            for piece in batch.submit([1, 2], max_tokens=4, logits_processors=[processor])
+            for token in piece.tokens
+        ]
+    assert caught
+    assert tokens == plain(fake_model(), [1, 2], max_tokens=4)
