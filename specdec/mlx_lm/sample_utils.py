@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
+from specdec.checks import as_number, is_integral
 from specdec.errors import InvalidArgumentError
 
 Sampler: TypeAlias = Callable[[Any], Any]
@@ -114,7 +115,7 @@ def apply_top_k(logprobs: Any, top_k: int) -> Any:
         InvalidArgumentError: `top_k` is not a whole number from 1 to V - 1.
     """
     size = logprobs.shape[-1]
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 < top_k < size:
+    if not is_integral(top_k) or not 0 < top_k < size:
         raise InvalidArgumentError(f"top_k must be a whole number from 1 to {size - 1}, not {top_k!r}")
     dropped = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., top_k:]
     return mx.put_along_axis(logprobs, dropped, mx.array(-math.inf, logprobs.dtype), axis=-1)
@@ -128,7 +129,7 @@ def apply_min_p(logprobs: Any, min_p: float, min_tokens_to_keep: int = 1) -> Any
     """
     if not 0 <= min_p <= 1:
         raise InvalidArgumentError(f"min_p must be a number from 0 to 1, not {min_p!r}")
-    if isinstance(min_tokens_to_keep, bool) or not isinstance(min_tokens_to_keep, int) or min_tokens_to_keep < 1:
+    if not is_integral(min_tokens_to_keep) or min_tokens_to_keep < 1:
         raise InvalidArgumentError(
             f"min_tokens_to_keep must be a whole number of at least 1, not {min_tokens_to_keep!r}"
         )
@@ -184,7 +185,7 @@ def make_repetition_penalty(penalty: float, context_size: int = 20) -> LogitsPro
     Raises:
         InvalidArgumentError: the penalty is not a number of at least 0.
     """
-    if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or penalty < 0:
+    if not as_number(penalty) >= 0:
         raise InvalidArgumentError(f"the repetition penalty must be a number of at least 0, not {penalty!r}")
 
     def repetition_penalty_processor(tokens: Any, logits: Any) -> Any:

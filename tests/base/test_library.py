@@ -51,6 +51,14 @@ def test_load_refuses_what_does_not_exist(tmp_path, monkeypatch):
         specdec.load(TINY, runtime="fast")
     with pytest.raises(InvalidArgumentError, match="threads must be a whole number"):
         specdec.load(TINY, threads=0)
+    with pytest.raises(InvalidArgumentError, match="threads must be a whole number"):
+        specdec.load(TINY, threads=True)
+
+
+def test_load_takes_numbers_of_numpy(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    model = specdec.load(TINY, threads=np.int64(1), context=np.int32(64), load_share=np.float32(1))
+    assert (type(model.config.max_context), model.config.max_context) == (int, 64)
 
 
 def test_what_is_of_another_kind_is_named(tiny, tmp_path, monkeypatch):
