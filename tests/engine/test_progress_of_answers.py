@@ -239,6 +239,6 @@ def test_an_exception_while_a_view_is_built_is_the_callers(kind: type[Exception]
     def failing(stage: str, done: int, total: int) -> None:
         raise kind("mine")
 
-    with pytest.raises(kind, match="^'?mine'?$"):
+    with pytest.raises(kind, match=r"^'?mine'?$"):
         specdec.generate(model, [1], max_tokens=4, policy="fixed", draft_view="int4", progress=failing)
     assert specdec.generate(model, [1], max_tokens=4, policy="fixed", draft_view="int4").tokens
