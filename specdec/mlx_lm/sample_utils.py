@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from specdec.checks import as_number, is_integral
+from specdec.checks import as_number, check_count, is_integral
 from specdec.errors import InvalidArgumentError
 
 Sampler: TypeAlias = Callable[[Any], Any]
@@ -84,12 +84,20 @@ def make_logits_processors(
         presence_context_size: recent tokens that it looks at.
         frequency_penalty: subtracted as many times as a token occurs among the recent ones.
         frequency_context_size: recent tokens that it looks at.
+
+    Raises:
+        InvalidArgumentError: a bias is for a token id below 0; or, when it is called, above those that there are.
     """
     processors: list[LogitsProcessor] = []
     if logit_bias:
-        ids, values = mx.array(list(logit_bias)), mx.array(list(logit_bias.values()))
+        numbers = [check_count("a token id of logit_bias", token, least=0) for token in logit_bias]
+        ids, values = mx.array(numbers), mx.array([float(value) for value in logit_bias.values()])
 
         def logit_bias_processor(_: Any, logits: Any) -> Any:
+            if max(numbers) >= (size := logits.shape[-1]):  # MLX does not check where it writes
+                raise InvalidArgumentError(
+                    f"logit_bias must have token ids from 0 to {size - 1} for this model, not {max(numbers)}"
+                )
             return logits.at[:, ids].add(values)
 
         processors.append(logit_bias_processor)
