@@ -196,6 +196,16 @@ class Batch:
             ) from self._failure
         if self._is_closing:
             raise SpecdecError("this batch is closed: make another one")
+        self._check_process()
+
+    def _check_process(self) -> None:
+        """Refuse a process that was forked: the thread stayed in the other one.
+
+        Raises:
+            SpecdecError: this is such a process.
+        """
+        if self._thread is not None and not self._thread.is_alive() and not self._has_ended:
+            raise SpecdecError("this batch began before this process was forked: load the model again here")
 
     @property
     def _is_full(self) -> bool:
@@ -242,11 +252,12 @@ class Batch:
             self._changed.notify()
 
     def _check_reader(self) -> None:
-        """Refuse the batch's own thread, in which progress functions and logits processors are called.
+        """Refuse the batch's own thread, in which progress functions and logits processors are called, and forks.
 
         Raises:
-            SpecdecError: it would wait for itself.
+            SpecdecError: the reader would wait without end.
         """
+        self._check_process()
         if threading.current_thread() is self._thread:
             raise SpecdecError("the thread of a batch runs its passes, so what it calls cannot read an answer of it")
 
