@@ -190,10 +190,7 @@ class Batch:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            kind = type(self._failure).__name__
-            raise SpecdecError(
-                f"this batch has ended, because its thread failed: {kind}: {self._failure}; make another one"
-            ) from self._failure
+            raise _ended_by(self._failure) from self._failure
         if self._is_closing:
             raise SpecdecError("this batch is closed: make another one")
         self._check_process()
@@ -395,6 +392,8 @@ class Batch:
             self._is_closing = self._has_ended = True
             self._failure = error
             left, self._new = self._new, []
+        if error is not None and not isinstance(error, Exception):  # an exit of this thread is not its readers'
+            error = _ended_by(error)
         with self._model.lock:
             for ticket in left:
                 ticket.answer.close()
@@ -403,6 +402,12 @@ class Batch:
                 with contextlib.suppress(Exception):  # its reader knows, and there are others
                     self._finish(ticket, error)
         self._wake()
+
+
+def _ended_by(failure: BaseException) -> SpecdecError:
+    """What there is to say of a batch whose thread failed."""
+    kind = type(failure).__name__
+    return SpecdecError(f"this batch has ended, because its thread failed: {kind}: {failure}; make another one")
 
 
 def _half_of_memory() -> int:
