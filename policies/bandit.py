@@ -67,7 +67,7 @@ class BanditPolicy:
     def __post_init__(self) -> None:
         from specdec.policies.registry import create  # the registry knows this policy, too
 
-        check_count("block", self.block)
+        self.block = check_count("block", self.block)
         self.width, self.forget = check_number("width", self.width, 0), check_number("forget", self.forget, 0.5, 1)
         specs = self.arms.split("+") if isinstance(self.arms, str) else list(self.arms)
         if len(specs) < 2 or len(set(specs)) < len(specs):

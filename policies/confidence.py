@@ -36,7 +36,7 @@ class ConfidencePolicy:
     _current: float = field(default=1.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_count("longest", self.longest)
+        self.longest = check_count("longest", self.longest)
         self.threshold = check_number("threshold", self.threshold, 0, 1)
         if self.effort is not None:
             self.effort = check_effort(self.effort)

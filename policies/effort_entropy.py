@@ -44,7 +44,7 @@ class EffortEntropyPolicy:
     longest: int = 8
 
     def __post_init__(self) -> None:
-        check_count("longest", self.longest)
+        self.longest = check_count("longest", self.longest)
         self.low, self.high = check_effort(self.low, "low"), check_effort(self.high, "high")
         if self.low > self.high:
             raise InvalidArgumentError(f"low must be at most high ({self.high:g}), not {self.low:g}")

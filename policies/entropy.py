@@ -48,7 +48,7 @@ class EntropyPolicy:
     _rate: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_count("longest", self.longest)
+        self.longest = check_count("longest", self.longest)
         self.gamma = check_number("gamma", self.gamma, 0)
         for name in ("threshold", "target", "step"):
             setattr(self, name, check_number(name, getattr(self, name), 0, 1))

@@ -36,9 +36,9 @@ class HeuristicPolicy:
     _current: float = field(default=1.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_count("longest", self.longest)
+        self.longest = check_count("longest", self.longest)
         if self.length is not None:
-            check_count("length", self.length)
+            self.length = check_count("length", self.length)
         if self.effort is not None:
             self.effort = check_effort(self.effort)
 

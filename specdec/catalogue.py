@@ -224,8 +224,11 @@ def _local(model: str | Path) -> Path | None:
     if model == "":
         raise ModelFormatError("a model needs a name: give a path, ORG/NAME of a hub, or a name of the catalogue")
     path = paths.named(model)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except unless_signalled(OSError) as error:  # a name that is too long, a folder that may not be looked into
+        raise ModelFormatError(f"cannot look for the model {str(model)[:80]!r}: {error.strerror}") from None
     if path.is_symlink():
         raise ModelFormatError(f"{model} is a link to {path.readlink()}, which leads to no file: name one that exists")
     on_hub = parse_hub_name(model) if isinstance(model, str) else None

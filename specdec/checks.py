@@ -9,13 +9,18 @@ from typing import Any
 from specdec.errors import InvalidArgumentError, ModelOutputError
 
 
+def is_integral(value: object) -> bool:
+    """Whether it is a whole number, Python's or NumPy's, and not a truth value."""
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
+
+
 def check_effort(value: Any, name: str = "effort") -> float:
     """`value` as a float in (0, 1].
 
     Raises:
         InvalidArgumentError: it is not a number or outside (0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1 or math.isnan(value):
+    if not 0 < as_number(value) <= 1:
         raise InvalidArgumentError(f"{name} must be a number above 0 and at most 1, not {value!r}")
     return float(value)
 
@@ -26,9 +31,9 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
     Raises:
         InvalidArgumentError: it is something else.
     """
-    if type(value) is not int or value < least:
+    if not is_integral(value) or int(value) < least:  # type: ignore[call-overload]
         raise InvalidArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return value
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:
@@ -37,10 +42,11 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
     Raises:
         InvalidArgumentError: it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    number = as_number(value)
+    if not low <= number <= high:
         wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise InvalidArgumentError(f"{name} must be {wanted}, not {value!r}")
-    return float(value)
+    return number
 
 
 def is_unicode(text: str) -> bool:

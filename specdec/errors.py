@@ -12,7 +12,16 @@ from collections.abc import Callable
 
 
 class SpecdecError(Exception):
-    """Base class of every error that specdec raises on purpose."""
+    """Base class of every error that specdec raises on purpose. A copy, or one that another process sends, is equal."""
+
+    def __reduce__(self) -> tuple[Callable[..., SpecdecError], tuple[object, ...], dict[str, object]]:
+        # The arguments of most classes are not `args`, which is the sentence.
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[SpecdecError], args: tuple[object, ...]) -> SpecdecError:
+    """An error of this class with these `args`; its attributes come later."""
+    return kind.__new__(kind, *args)
 
 
 class InvalidArgumentError(SpecdecError, ValueError):

@@ -100,13 +100,15 @@ def _parameters(constructor: Callable[..., Any]) -> list[str]:
 
 def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:
     """Name and parameters from a file, or from the preset where there is no such file."""
-    path, is_preset = Path(text), not Path(text).exists() and Path(text).name == text and preset.is_file()
+    path = Path(text)
     try:
+        is_preset = not path.exists() and path.name == text and preset.is_file()
         content = parse_yaml(preset.read_bytes() if is_preset else read_bytes(path))
-    except unless_signalled(OSError) as error:
-        raise InvalidArgumentError(f"cannot read the {kind} file {text}: {error.strerror}") from None
     except ParseError as error:
         raise InvalidArgumentError(f"the {kind} file {text} {error}: write {kind}: NAME and parameters:") from None
+    except unless_signalled(OSError, ValueError) as error:  # a name that is too long, or has a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise InvalidArgumentError(f"cannot read the {kind} file {text[:200]}: {why}") from None
     parameters = content.get("parameters") or {} if isinstance(content, Mapping) else None
     if (
         not isinstance(content, Mapping)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TextIO, TypeAlias, TypeVar
 
@@ -72,6 +73,30 @@ def check_progress(progress: object) -> None:
     """
     if progress is not None and not callable(progress):
         raise InvalidArgumentError(f"progress must be a function of stage, done and total, not {progress!r}")
+
+
+class CallersProgress:
+    """A caller's progress function, whose exceptions are the caller's: `is_from_progress` tells them from others.
+
+    A StopIteration becomes a RuntimeError, as in a generator (PEP 479): a reader's loop would take it for the end of
+    the answer.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `Progress`."""
+        try:
+            self._progress(stage, done, total)
+        except (StopIteration, StopAsyncIteration) as error:
+            raise RuntimeError(f"progress raised {type(error).__name__}") from error
+
+
+def is_from_progress(error: BaseException) -> bool:
+    """Whether a caller's progress function raised the exception, rather than the code that called it."""
+    code = CallersProgress.__call__.__code__
+    return any(frame.f_code is code for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 class StreamProgress:

@@ -97,8 +97,9 @@ class GoodputPolicy:
         if self.effort is not None:
             self.effort = check_effort(self.effort)
         for name, value in (("longest", self.longest), ("longest_match", self.longest_match)):
-            if check_count(name, value) > MOST_ROWS - 1:
+            if (count := check_count(name, value)) > MOST_ROWS - 1:
                 raise InvalidArgumentError(f"{name} must be at most {MOST_ROWS - 1}, not {value}")
+            setattr(self, name, count)
         self.explore = check_number("explore", self.explore, 0, 0.5)
         self._menus = Menus(self.effort, self.longest)
         self._trials = Trials(self._menus, self.explore)

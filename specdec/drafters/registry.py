@@ -14,6 +14,7 @@ from specdec.drafters.recycle import RecycleDrafter
 from specdec.drafters.replay import ReplayDrafter
 from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
 from specdec.interrupts import is_from_signal_handler
+from specdec.progress import is_from_progress
 from specdec.registry import Registry
 
 _registry: Registry[Callable[[str, DrafterSetup], Drafter]] = Registry("drafter", "specdec.drafters")
@@ -39,6 +40,7 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
         UnknownNameError: no drafter of that name.
         InvalidArgumentError: the drafter refuses its argument or its setup.
         PluginError: the drafter cannot be loaded, its constructor fails in another way, or it lacks a member.
+        Exception: of the progress function in `setup`.
     """
     name, _, argument = spec.partition(":")
     constructor = _registry.get(name)
@@ -49,7 +51,7 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
     except Exception as error:
         kind: type = type(error)
         is_named = isinstance(error, SpecdecError) and (kind is not InvalidArgumentError or name in str(error))
-        if is_named or is_from_signal_handler(error):
+        if is_named or is_from_signal_handler(error) or is_from_progress(error):
             raise
         if isinstance(error, ValueError):
             raise InvalidArgumentError(f"drafter {name!r} refuses its argument {argument!r}: {error}") from error

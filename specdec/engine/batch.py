@@ -72,8 +72,9 @@ class Batch:
 
         check_model(model, "Batch")
         check_limits(max_sequences=max_sequences, max_rows=max_rows, cache_bytes=cache_bytes, queue=queue)
-        if cache_bytes is None:
-            cache_bytes = _half_of_memory()
+        # NumPy's numbers are no part of a status.
+        max_sequences, max_rows, queue = int(max_sequences), int(max_rows), None if queue is None else int(queue)
+        cache_bytes = _half_of_memory() if cache_bytes is None else int(cache_bytes)
         self._model, self._queue, self._max_sequences = model, queue, max_sequences
         costs = model.memory.passes
         self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows, costs=costs)
@@ -137,7 +138,7 @@ class Batch:
         except BaseException:
             ticket.answer.close()
             raise
-        return Reading(ticket, self._cancel)
+        return Reading(ticket, self._cancel, self._check_reader)
 
     def status(self) -> BatchStatus:
         """What the batch is doing, as of the last pass."""
@@ -189,12 +190,19 @@ class Batch:
 
     def _check_open(self) -> None:
         if self._failure is not None:
-            kind = type(self._failure).__name__
-            raise SpecdecError(
-                f"this batch has ended, because its thread failed: {kind}: {self._failure}; make another one"
-            ) from self._failure
+            raise _ended_by(self._failure) from self._failure
         if self._is_closing:
             raise SpecdecError("this batch is closed: make another one")
+        self._check_process()
+
+    def _check_process(self) -> None:
+        """Refuse a process that was forked: the thread stayed in the other one.
+
+        Raises:
+            SpecdecError: this is such a process.
+        """
+        if self._thread is not None and not self._thread.is_alive() and not self._has_ended:
+            raise SpecdecError("this batch began before this process was forked: load the model again here")
 
     @property
     def _is_full(self) -> bool:
@@ -239,6 +247,16 @@ class Batch:
                 return
             self._cancelled.append(ticket)
             self._changed.notify()
+
+    def _check_reader(self) -> None:
+        """Refuse the batch's own thread, in which progress functions and logits processors are called, and forks.
+
+        Raises:
+            SpecdecError: the reader would wait without end.
+        """
+        self._check_process()
+        if threading.current_thread() is self._thread:
+            raise SpecdecError("the thread of a batch runs its passes, so what it calls cannot read an answer of it")
 
     def _work(self) -> None:
         """The thread: take requests, run steps, hand out pieces."""
@@ -374,6 +392,8 @@ class Batch:
             self._is_closing = self._has_ended = True
             self._failure = error
             left, self._new = self._new, []
+        if error is not None and not isinstance(error, Exception):  # an exit of this thread is not its readers'
+            error = _ended_by(error)
         with self._model.lock:
             for ticket in left:
                 ticket.answer.close()
@@ -382,6 +402,12 @@ class Batch:
                 with contextlib.suppress(Exception):  # its reader knows, and there are others
                     self._finish(ticket, error)
         self._wake()
+
+
+def _ended_by(failure: BaseException) -> SpecdecError:
+    """What there is to say of a batch whose thread failed."""
+    kind = type(failure).__name__
+    return SpecdecError(f"this batch has ended, because its thread failed: {kind}: {failure}; make another one")
 
 
 def _half_of_memory() -> int:

@@ -18,7 +18,7 @@ from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import resolve_efforts
-from specdec.progress import Progress, check_progress
+from specdec.progress import CallersProgress, Progress, check_progress
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -93,6 +93,7 @@ def ask(
     tokens in place of the sampling options, see `Sequence`; `end_tokens` end the answer in place of the tokenizer's.
     """
     check_progress(progress)
+    progress = None if progress is None else CallersProgress(progress)
     options = options_of(arguments, caller).seeded()
     encoded = encode_prompt(
         prompt,

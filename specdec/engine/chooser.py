@@ -274,7 +274,8 @@ def _processed(processor: LogitsProcessor, tokens: np.ndarray, logits: np.ndarra
             "logits processor", name, f"gave a wrong answer: it must return logits of shape {logits.shape}, not {what}"
         )
     if found is not logits:
-        found = found.astype(np.float32)  # a copy: a processor may keep its array, which must not be masked
+        with np.errstate(over="ignore"):  # infinite logits are refused below
+            found = found.astype(np.float32)  # a copy: a processor may keep its array, which must not be masked
     if not found.max() < np.inf:
         raise PluginError("logits processor", name, "gave a wrong answer: logits must be below infinity, and not NaN")
     return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Generator
 from types import TracebackType
+from typing import Any
 
+from specdec.checks import is_integral
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller, late_in
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
 from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
@@ -53,7 +54,7 @@ def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
     if not isinstance(views, tuple | list) or not all(isinstance(view, str) for view in views):
         raise _wrong(name, f"views must be a tuple of names, not {views!r}")
     for what, value in (("most_tokens", most), ("windowed_from", windowed_from)):
-        if value is not None and (not _is_whole(value) or value < 1):
+        if value is not None and (not is_integral(value) or value < 1):
             raise _wrong(name, f"{what} must be None or a whole number of at least 1, not {value!r}")
     return [
         DraftOption(
@@ -72,7 +73,7 @@ def match_length(name: str, drafter: Foreteller, context: DraftContext) -> int:
     """
     with faults_of(name, "match_length"):
         found = drafter.match_length(context)
-    if not _is_whole(found) or found < 0:
+    if not is_integral(found) or found < 0:
         raise _wrong(name, f"match_length must be a whole number of at least 0, not {found!r}")
     return int(found)
 
@@ -111,7 +112,8 @@ def refused_pass(name: str, error: Exception) -> Exception:
 
 
 def checked_draft(name: str, draft: object, plan: DraftPlan, *, most: int, vocab_size: int) -> Draft:
-    """A draft that the verifier can take, its sources filled in and a chain without parents.
+    """A draft that the verifier can take: tokens in a list of Python's numbers, sources filled in, a chain without
+    parents.
 
     Args:
         name: of the drafter.
@@ -126,13 +128,18 @@ def checked_draft(name: str, draft: object, plan: DraftPlan, *, most: int, vocab
     """
     if not isinstance(draft, Draft):
         raise _wrong(name, f"draft must return a Draft, not {draft!r}")
-    drafted = len(draft.tokens)
+    try:
+        tokens: list[Any] = list(draft.tokens)
+    except TypeError:
+        raise _wrong(name, f"tokens must be a list of whole numbers, not {draft.tokens!r}") from None
+    drafted = len(tokens)
     allowed = min(plan.num_draft_tokens + draft.forced, most)
     if drafted > allowed:
         raise PluginError("drafter", name, f"drafted {drafted} tokens where {allowed} were allowed")
-    for token in draft.tokens:
-        if not _is_whole(token) or not 0 <= token < vocab_size:
+    for token in tokens:
+        if not is_integral(token) or not 0 <= token < vocab_size:
             raise _wrong(name, f"tokens must be whole numbers from 0 to {vocab_size - 1}, not {token!r}")
+    draft.tokens = [int(token) for token in tokens]
     own = drafted - draft.forced
     for what, values, kind, count in (
         ("signals", draft.signals, StepSignals, own),
@@ -149,10 +156,6 @@ def checked_draft(name: str, draft: object, plan: DraftPlan, *, most: int, vocab
             draft.parents = None
     draft.sources = draft.sources or [name] * drafted
     return draft
-
-
-def _is_whole(value: object) -> bool:
-    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
 def _wrong(name: str, fault: str) -> PluginError:

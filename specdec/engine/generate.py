@@ -66,8 +66,8 @@ def generate(
 
     Args:
         model: from `specdec.load`.
-        prompt: a prompt, or a sequence of prompts: texts, lists of token ids, or lists of chat messages. Each answer is
-            the one that its prompt gets alone; all have the same seed.
+        prompt: a prompt, or a sequence of prompts: texts, lists or arrays of token ids, or lists of chat messages. Each
+            answer is the one that its prompt gets alone; all have the same seed.
         progress: see `stream`; for several prompts, their tokens are added up.
         options: see `specdec.Options`; a trace is for a single prompt.
 
@@ -110,8 +110,13 @@ def _check_shared(options: OptionArguments) -> None:
 
 
 def _are_many(prompt: object) -> bool:
-    """Whether this is a sequence of prompts: a prompt itself holds token ids or mappings."""
+    """Whether this is a sequence of prompts, or an array with one in each row: a prompt itself holds token ids or
+    mappings."""
+    if getattr(prompt, "ndim", 0) == 2:
+        return True
     if not isinstance(prompt, (list, tuple)) or not prompt:
         return False
     first = prompt[0]
-    return isinstance(first, str) or (isinstance(first, Sequence) and not isinstance(first, (bytes, Mapping)))
+    if isinstance(first, str) or getattr(first, "ndim", 0) == 1:
+        return True
+    return isinstance(first, Sequence) and not isinstance(first, (bytes, Mapping))

@@ -95,6 +95,8 @@ class Stream(Generation):
 
     def __next__(self) -> Piece:
         me, ended = threading.get_ident(), True
+        if self._reader == me:
+            raise SpecdecError("this answer is being read: a function that its passes call cannot iterate over it")
         try:
             self._begin(me)
             piece = self._advance()

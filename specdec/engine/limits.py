@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from specdec.checks import is_integral
 from specdec.errors import OptionError
-from specdec.model.checks import is_whole
 from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES
 
 
@@ -20,8 +20,8 @@ def check_limits(
         OptionError: one is.
     """
     for name, value, most in (("max_sequences", max_sequences, MAX_SEQUENCES), ("max_rows", max_rows, MAX_PASS_ROWS)):
-        if not is_whole(value) or not 1 <= value <= most:
+        if not is_integral(value) or not 1 <= value <= most:
             raise OptionError(name, f"must be a whole number from 1 to {most}, not {value!r}")
     for name, given, least, unit in (("cache_bytes", cache_bytes, 1, "bytes"), ("queue", queue, 0, "requests")):
-        if given is not None and (not is_whole(given) or given < least):
+        if given is not None and (not is_integral(given) or given < least):
             raise OptionError(name, f"must be a whole number of {unit} of at least {least}, not {given!r}")

@@ -282,7 +282,7 @@ class Options:
         _set(self, "verify_effort", effort_schedule("verify_effort", self.verify_effort))
         if self.trust is not None and not (is_number(self.trust) and self.trust > 0):
             raise OptionError("trust", f"must be an entropy above 0 nats, not {self.trust!r}")
-        if self.trace is not None and not isinstance(self.trace, (str, PathLike)):
+        if self.trace is not None and (not isinstance(self.trace, (str, PathLike)) or "\0" in str(self.trace)):
             raise OptionError("trace", f"must be the path of a file, not {self.trace!r}")
         if not isinstance(self.draft_view, str):
             raise OptionError("draft_view", f"must be the name of a view, not {self.draft_view!r}")

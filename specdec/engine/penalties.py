@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from specdec.checks import as_number
 from specdec.errors import OptionError
 
+_LARGEST = 1e20  # repetition penalty; logits that are multiplied with it, or divided by its inverse, stay finite
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalties:
@@ -39,6 +41,10 @@ class Penalties:
                 raise OptionError(name, f"must be a number from -2 to 2, not {value!r}")
         if not 0 < as_number(self.repetition) < math.inf:
             raise OptionError("repetition_penalty", f"must be a number above 0, not {self.repetition!r}")
+        if not 1 / _LARGEST <= as_number(self.repetition) <= _LARGEST:
+            raise OptionError(
+                "repetition_penalty", f"must be from {1 / _LARGEST:g} to {_LARGEST:g}, not {self.repetition!r}"
+            )
 
     def __bool__(self) -> bool:
         """Whether they change anything."""

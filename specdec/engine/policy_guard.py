@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from specdec.checks import is_integral
 from specdec.conforms import conforms
 from specdec.engine.policy import (
     CostTable,
@@ -107,14 +110,20 @@ class GuardedPolicy:
             raise self._error("num_draft_tokens must be a whole number of at least 0", length)
         if length:
             self._check_effort(plan.effort)
-        if not isinstance(plan.turns, int) or plan.turns < 1:
+        if not is_integral(plan.turns) or plan.turns < 1:
             raise self._error("turns must be a whole number of at least 1", plan.turns)
-        if not isinstance(plan.at_once, int) or plan.at_once < 1:
+        if not is_integral(plan.at_once) or plan.at_once < 1:
             raise self._error("at_once must be a whole number of at least 1", plan.at_once)
         if not isinstance(plan.least_margin, numbers.Real) or not plan.least_margin >= 0:
             raise self._error("least_margin must be a number of at least 0", plan.least_margin)
         if not isinstance(plan.windowed, bool | None):
             raise self._error("windowed must be True, False or None", plan.windowed)
+        if any(isinstance(value, np.generic) for value in (length, plan.effort, plan.turns, plan.at_once)):
+            # NumPy's numbers are no part of statistics.
+            plan = replace(
+                plan, num_draft_tokens=int(length), effort=float(plan.effort), turns=int(plan.turns),
+                at_once=int(plan.at_once),
+            )  # fmt: skip
         length = min(int(length), state.max_draft_tokens)
         if plan.num_draft_tokens == 0 and plan.drafter is plan.view is None:
             return plan

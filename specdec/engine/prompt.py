@@ -93,13 +93,17 @@ def encode_prompt(
 
 
 def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
-    """`ids` as plain integers.
+    """`ids`, a sequence or an array, as plain integers.
 
     Raises:
-        InvalidArgumentError: one of them is not a whole number or outside the vocabulary.
+        InvalidArgumentError: it is neither, or one of them is not a whole number or outside the vocabulary.
     """
+    try:
+        items = _listed(ids)
+    except TypeError:
+        raise InvalidArgumentError(f"token ids must be a sequence of whole numbers, not {ids!r}") from None
     checked: list[int] = []
-    for item in ids:
+    for item in items:
         if not isinstance(item, numbers.Integral) or isinstance(item, bool):
             raise InvalidArgumentError(f"a token id must be a whole number, not {item!r}")
         checked.append(int(item))
@@ -108,9 +112,20 @@ def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
     return checked
 
 
+def _listed(values: Any) -> list[object]:
+    """A list of what a sequence or an array holds.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(values, _NOT_ITEMS):
+        raise TypeError
+    return list(values.tolist() if hasattr(values, "tolist") else values)  # an array's own items may be arrays
+
+
 def _items(prompt: Sequence[object]) -> list[object]:
     try:
-        return list(None if isinstance(prompt, _NOT_ITEMS) else prompt)  # type: ignore[arg-type]
+        return _listed(prompt)
     except TypeError:
         hint = ": put a message into a list" if isinstance(prompt, Mapping) else ""
         raise InvalidArgumentError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from specdec.checks import is_integral
 from specdec.engine.texts import Text, Texts, as_tokens
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import Efforts
@@ -29,9 +30,9 @@ class PromptCache:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+        if not is_integral(max_bytes) or max_bytes < 1:
             raise InvalidArgumentError(f"max_bytes must be a positive whole number of bytes, not {max_bytes!r}")
-        self.max_bytes = max_bytes
+        self.max_bytes = int(max_bytes)
         self._texts = Texts()
         self._lock = threading.Lock()
 

@@ -77,10 +77,12 @@ class Reading(Generation):
     Args:
         ticket: of the request.
         cancel: tells the batch that the reader is gone.
+        check_reader: raises where the thread that calls it cannot read.
     """
 
-    def __init__(self, ticket: Ticket, cancel: Callable[[Ticket], None]) -> None:
+    def __init__(self, ticket: Ticket, cancel: Callable[[Ticket], None], check_reader: Callable[[], None]) -> None:
         super().__init__(ticket.answer)
+        self._check_reader = check_reader
         self._ticket, self._reading, self._is_over = ticket, threading.Lock(), False
         self._end = weakref.finalize(self, cancel, ticket)
         self._end.atexit = False
@@ -112,6 +114,7 @@ class Reading(Generation):
         self._end()
 
     def _begin(self) -> None:
+        self._check_reader()
         if not self._reading.acquire(blocking=False):
             raise SpecdecError("another reader is reading this answer: one at a time may iterate over it")
 

@@ -146,7 +146,12 @@ def _linear(stated: _Stated) -> RopeRule:
 
 
 def _proportional(stated: _Stated) -> RopeRule:
-    """Position interpolation of the turned part of the head, which is all of it here."""
+    """Position interpolation, where all of the head is turned. Of a part, transformers turns other pairs."""
+    if stated.plain.rope.share != 1:
+        raise ModelFormatError(
+            f"{stated.rule.where}: rotary scaling 'proportional' is supported for whole heads only, and a part of "
+            f"{stated.plain.rope.share:g} is turned"
+        )
     return _linear(replace(stated, rule=Fields({"factor": 1.0, **stated.rule.values}, stated.rule.where)))
 
 

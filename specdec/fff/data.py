@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     @property
     def classifies(self) -> bool:
         """y names classes."""
-        return self.y.ndim == 1
+        return np.ndim(self.y) == 1
 
 
 def read_examples(name: str, *, regress: bool = False) -> Examples:
@@ -51,7 +51,7 @@ def read_examples(name: str, *, regress: bool = False) -> Examples:
     if name == DIGITS:
         with resources.files("specdec.data").joinpath("digits.csv.gz").open("rb") as file:
             table = np.loadtxt(io.BytesIO(gzip.decompress(file.read())), delimiter=",", dtype=np.float64)
-        return _checked(name, table[:, :-1], table[:, -1], regress)
+        return checked(name, table[:, :-1], table[:, -1], regress)
     path = Path(name)
     if not name.endswith(ENDINGS):
         raise InvalidArgumentError(f"{name!r} must be {DIGITS}, or a file that ends in {', '.join(ENDINGS)}")
@@ -62,7 +62,7 @@ def read_examples(name: str, *, regress: bool = False) -> Examples:
         raise InvalidArgumentError(f"{path} does not exist") from None
     except unless_signalled(OSError, EOFError, zlib.error) as error:
         raise InvalidArgumentError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return _checked(name, x, y, regress)
+    return checked(name, x, y, regress)
 
 
 def _npz(path: Path) -> tuple[Any, Any]:
@@ -105,7 +105,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _checked(name: str, x: Any, y: Any, regress: bool) -> Examples:
+def checked(name: str, x: Any, y: Any, regress: bool) -> Examples:
+    """Examples of two arrays; whole numbers in one dimension name classes, unless they are to be approximated.
+
+    Raises:
+        InvalidArgumentError: `name` holds something else than numbers, not as many of both, or infinite ones.
+    """
     if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiub":
         raise InvalidArgumentError(f"{name} must hold real numbers, not {x.dtype} and {y.dtype}")
     if x.ndim < 2 or len(x) != len(y) or not len(x) or y.ndim not in (1, 2):

@@ -64,6 +64,7 @@ class FastFeedforward(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         check_sizes(inputs, outputs, depth, leaf_width, trees)
+        inputs, outputs, depth, leaf_width, trees = map(int, (inputs, outputs, depth, leaf_width, trees))  # NumPy's
         check_choice("activation", activation, ACTIVATIONS)
         self._depth, self._activation = depth, activation
         self._region_leak = check_number("region_leak", region_leak, 0, 1)

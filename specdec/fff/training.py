@@ -3,6 +3,7 @@ take them as they are."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from specdec.checks import check_count, check_number
 from specdec.errors import InvalidArgumentError, ModelOutputError
-from specdec.fff.data import Examples
+from specdec.fff.data import Examples, checked
 from specdec.fff.weights import Activation, TreeWeights
 
 MOST_CLASSES = 65536
@@ -60,16 +61,22 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count("epochs", self.epochs)
-        check_count("batch", self.batch)
-        check_count("seed", self.seed, least=0)
-        check_number("rate", self.rate, 0)
-        for name in ("hardening", "weight_decay", "noise"):
-            check_number(name, getattr(self, name), 0)
-        for name in ("region_leak", "firm"):
-            check_number(name, getattr(self, name), 0, 1)
-        if not 0 <= check_number("test", self.test, 0, 1) < 1:
+        for name, least in (("epochs", 1), ("batch", 1), ("seed", 0)):
+            _set(self, name, check_count(name, getattr(self, name), least=least))
+        if self.seed >= 2**64:
+            raise InvalidArgumentError(f"seed must be below 2**64, not {self.seed}")
+        for name, high in (
+            ("rate", math.inf), ("hardening", math.inf), ("weight_decay", math.inf), ("noise", math.inf),
+            ("region_leak", 1), ("firm", 1), ("test", 1),
+        ):  # fmt: skip
+            _set(self, name, check_number(name, getattr(self, name), 0, high))
+        if self.test == 1:
             raise InvalidArgumentError("test must be a share from 0 to below 1: nothing would be left to train on")
+
+
+def _set(options: TrainOptions, name: str, value: float) -> None:
+    """Set a checked value, a number of Python's."""
+    object.__setattr__(options, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,8 @@ def train(examples: Examples, options: TrainOptions | None = None, *, progress: 
         progress: called after every epoch.
 
     Raises:
-        InvalidArgumentError: there are too few rows, or too many classes.
+        InvalidArgumentError: x and y are not finite numbers of the same rows, or there are too few of them, or too
+            many classes.
         ModelOutputError: the loss became infinite or no number.
 
     Source: arXiv 2308.14711, section 3; Adam, arXiv 1412.6980.
@@ -117,6 +125,7 @@ def train(examples: Examples, options: TrainOptions | None = None, *, progress: 
     options = options or TrainOptions()
     rng = np.random.default_rng(options.seed)
     mx.random.seed(options.seed)
+    examples = checked("examples", np.asarray(examples.x), np.asarray(examples.y), not examples.classifies)
     targets, classes = _targets(examples)
     train_rows, test_rows = _split(len(examples.x), options.test, rng)
     shift, scale = _normalisation(examples.x[train_rows])

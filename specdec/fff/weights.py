@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.checks import is_integral
 from specdec.errors import InvalidArgumentError
 
 Activation = Literal["relu", "gelu", "silu", "none"]
@@ -197,9 +198,9 @@ def check_sizes(inputs: int, outputs: int, depth: int, leaf_width: int, trees: i
         ("trees", trees, 1, MOST_TREES),
     )
     for name, value, least, most in ranges:
-        if type(value) is not int or not least <= value <= most:
+        if not is_integral(value) or not least <= value <= most:
             raise InvalidArgumentError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
-    product = trees * leaf_width * 2**depth * max(inputs, outputs)
+    product = int(trees) * int(leaf_width) * 2 ** int(depth) * max(int(inputs), int(outputs))
     if product >= MOST_VALUES:
         raise InvalidArgumentError(
             f"the layer's largest matrix would have {product} values and may have {MOST_VALUES - 1}: choose a smaller "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec.checks import is_integral
 from specdec.drafters.base import DrafterSetup, LoadedModel
 from specdec.drafters.model import ModelDrafter
 from specdec.engine import decode
@@ -210,7 +211,7 @@ def _drafting(model: Model, request: Request) -> OptionArguments:
         InvalidArgumentError: `num_draft_tokens` is out of range, or the draft model has another vocabulary.
     """
     count = request.num_draft_tokens
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+    if count is not None and (not is_integral(count) or count < 0):
         raise InvalidArgumentError(f"num_draft_tokens must be a whole number of at least 0, not {count!r}")
     if count == 0:
         return {"speculate": False}

@@ -89,7 +89,7 @@ class CalledInOrder:
         """What the processors make of the logits of the place after `drafted`.
 
         Raises:
-            PluginError: a processor returns no logits.
+            PluginError: a processor returns no logits, or none from which a token can be taken.
         """
         self._is_over = any(token in self._end_tokens for token in drafted)
         position = len(self._tokens) + len(drafted)
@@ -111,6 +111,9 @@ class CalledInOrder:
                     )
                 shaped = answer
         found = np.array(shaped[0].astype(mx.float32))
+        if not np.isfinite(highest := found.max()) and np.isfinite(logits.max()):
+            names = ", ".join(getattr(one, "__name__", type(one).__name__) for one in self._processors)
+            raise PluginError("logits processor", names, f"left no token: the largest logit is {highest}")
         self._rows[position] = found
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specdec.checks import check_count
 from specdec.errors import InvalidArgumentError
 
 
@@ -32,9 +33,13 @@ def check_kv_size(max_kv_size: object, needed: int) -> None:
     """
     if max_kv_size is None:
         return
-    if isinstance(max_kv_size, bool) or not isinstance(max_kv_size, int) or max_kv_size < 1:
-        raise InvalidArgumentError(f"max_kv_size must be a whole number of at least 1 or None, not {max_kv_size!r}")
-    if needed > max_kv_size:
+    try:
+        size = check_step("max_kv_size", max_kv_size)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(
+            f"max_kv_size must be a whole number of at least 1 or None, not {max_kv_size!r}"
+        ) from None
+    if needed > size:
         raise InvalidArgumentError(
             f"max_kv_size={max_kv_size} is refused: prompt and answer may take {needed} tokens, and specdec keeps the "
             "keys and values of all; leave it out, or lower max_tokens"
@@ -47,6 +52,4 @@ def check_step(name: str, value: object) -> int:
     Raises:
         InvalidArgumentError: it is not a whole number of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+    return check_count(name, value)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 
+from specdec.checks import as_number, check_count, is_integral
 from specdec.errors import InvalidArgumentError
 
 Sampler: TypeAlias = Callable[[Any], Any]
@@ -83,12 +84,20 @@ def make_logits_processors(
         presence_context_size: recent tokens that it looks at.
         frequency_penalty: subtracted as many times as a token occurs among the recent ones.
         frequency_context_size: recent tokens that it looks at.
+
+    Raises:
+        InvalidArgumentError: a bias is for a token id below 0; or, when it is called, above those that there are.
     """
     processors: list[LogitsProcessor] = []
     if logit_bias:
-        ids, values = mx.array(list(logit_bias)), mx.array(list(logit_bias.values()))
+        numbers = [check_count("a token id of logit_bias", token, least=0) for token in logit_bias]
+        ids, values = mx.array(numbers), mx.array([float(value) for value in logit_bias.values()])
 
         def logit_bias_processor(_: Any, logits: Any) -> Any:
+            if max(numbers) >= (size := logits.shape[-1]):  # MLX does not check where it writes
+                raise InvalidArgumentError(
+                    f"logit_bias must have token ids from 0 to {size - 1} for this model, not {max(numbers)}"
+                )
             return logits.at[:, ids].add(values)
 
         processors.append(logit_bias_processor)
@@ -114,7 +123,7 @@ def apply_top_k(logprobs: Any, top_k: int) -> Any:
         InvalidArgumentError: `top_k` is not a whole number from 1 to V - 1.
     """
     size = logprobs.shape[-1]
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 < top_k < size:
+    if not is_integral(top_k) or not 0 < top_k < size:
         raise InvalidArgumentError(f"top_k must be a whole number from 1 to {size - 1}, not {top_k!r}")
     dropped = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., top_k:]
     return mx.put_along_axis(logprobs, dropped, mx.array(-math.inf, logprobs.dtype), axis=-1)
@@ -128,7 +137,7 @@ def apply_min_p(logprobs: Any, min_p: float, min_tokens_to_keep: int = 1) -> Any
     """
     if not 0 <= min_p <= 1:
         raise InvalidArgumentError(f"min_p must be a number from 0 to 1, not {min_p!r}")
-    if isinstance(min_tokens_to_keep, bool) or not isinstance(min_tokens_to_keep, int) or min_tokens_to_keep < 1:
+    if not is_integral(min_tokens_to_keep) or min_tokens_to_keep < 1:
         raise InvalidArgumentError(
             f"min_tokens_to_keep must be a whole number of at least 1, not {min_tokens_to_keep!r}"
         )
@@ -184,7 +193,7 @@ def make_repetition_penalty(penalty: float, context_size: int = 20) -> LogitsPro
     Raises:
         InvalidArgumentError: the penalty is not a number of at least 0.
     """
-    if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or penalty < 0:
+    if not as_number(penalty) >= 0:
         raise InvalidArgumentError(f"the repetition penalty must be a number of at least 0, not {penalty!r}")
 
     def repetition_penalty_processor(tokens: Any, logits: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -84,8 +85,8 @@ class TokenizerWrapper:
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
         """The text of a token id; a list for a list."""
-        if isinstance(ids, int):
-            return _text(self._tokenizer.token_bytes(ids))
+        if isinstance(ids, numbers.Integral):
+            return _text(self._tokenizer.token_bytes(int(ids)))
         return [_text(self._tokenizer.token_bytes(one)) for one in _ids(ids)]
 
     def get_vocab(self) -> dict[str, int]:
@@ -116,7 +117,8 @@ class TokenizerWrapper:
 
     @eos_token_ids.setter
     def eos_token_ids(self, value: Iterable[int] | int | None) -> None:
-        self._eos_token_ids = {value} if isinstance(value, int) else set(value or ())
+        one = isinstance(value, numbers.Integral)
+        self._eos_token_ids = {int(value)} if one else set(value or ())  # type: ignore[arg-type]
 
     def add_eos_token(self, token: str) -> None:
         """Let a token end answers, given by its text or its id.

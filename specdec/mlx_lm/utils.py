@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load_tokenizer(
     named, template = _tokenizer_values(tokenizer_config_extra or {})
     folder = Store.open(resolve_model(str(model_path)), verify=False).tokenizer_path
     tokenizer = TokenizerWrapper(load_from(folder), named=named, chat_template=template)
-    more = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or ())
+    more = [int(eos_token_ids)] if isinstance(eos_token_ids, numbers.Integral) else list(eos_token_ids or ())
     tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, *more}
     return tokenizer
 

@@ -32,7 +32,7 @@ class EffortSchedule:
         rules: pattern to effort, in order.
 
     Raises:
-        InvalidArgumentError: an effort is outside (0, 1].
+        InvalidArgumentError: an effort is outside (0, 1], or the rules are no mapping.
     """
 
     default: float = 1.0
@@ -43,6 +43,8 @@ class EffortSchedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "default", check_effort(self.default, "effort"))
+        if not isinstance(self.rules, Mapping):
+            raise InvalidArgumentError(f"rules must be a mapping of patterns to efforts, not {self.rules!r}")
         object.__setattr__(self, "rules", {str(k): check_effort(v, f"effort of {k!r}") for k, v in self.rules.items()})
         # A tuned schedule has a rule for every matrix, and every pass looks its schedule up.
         object.__setattr__(self, "_key", (self.default, tuple(self.rules.items())))

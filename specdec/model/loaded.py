@@ -190,6 +190,7 @@ def load(
     if not isinstance(accept_licence, bool) and not callable(accept_licence):
         raise InvalidArgumentError(f"accept_licence must be True, False or a function, not {accept_licence!r}")
     check_request(runtime, threads=threads, context=context)
+    threads, context = (None if number is None else int(number) for number in (threads, context))  # NumPy's, perhaps
     consent = accept_licence if callable(accept_licence) else (accepted if accept_licence else refused)
     store = Store.open(resolve_model(model, consent=consent), load_share=load_share, context=context)
     with Workers(1) as beside:  # weights are packed meanwhile

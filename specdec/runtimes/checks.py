@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.checks import is_integral
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES, MAX_TREE_ROWS, Cache, Rows
@@ -70,13 +71,8 @@ def check_parents(parents: Sequence[int], count: int) -> None:
             f"a tree has one parent a row and at most {MAX_TREE_ROWS} rows, not {len(parents)} for {count} rows"
         )
     for row, parent in enumerate(parents):
-        if not _is_whole(parent) or not -1 <= parent < row:
+        if not is_integral(parent) or not -1 <= parent < row:
             raise InvalidArgumentError(f"row {row} of a tree must follow an earlier row or -1, not {parent!r}")
-
-
-def _is_whole(value: object) -> bool:
-    """Whether it is a whole number, Python's or NumPy's: rows and parents may come from an array."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_keep(length: int, base: int, rows: Sequence[int]) -> None:
@@ -85,11 +81,11 @@ def check_keep(length: int, base: int, rows: Sequence[int]) -> None:
     Raises:
         InvalidArgumentError: see `Cache.keep`.
     """
-    if not _is_whole(base) or not 0 <= base <= length:
+    if not is_integral(base) or not 0 <= base <= length:
         raise InvalidArgumentError(f"a cache of {length} tokens has no base of {base!r}")
     last = -1
     for row in rows:
-        if not _is_whole(row) or not last < row < length - base:
+        if not is_integral(row) or not last < row < length - base:
             raise InvalidArgumentError(f"rows to keep must ascend from 0 to {length - base - 1}, not {list(rows)}")
         last = row
 
@@ -100,7 +96,7 @@ def check_capacity(capacity: int) -> None:
     Raises:
         InvalidArgumentError: it is none.
     """
-    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+    if not is_integral(capacity) or capacity < 1:
         raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
 
 
@@ -110,7 +106,7 @@ def check_trim(length: int, held: int) -> None:
     Raises:
         InvalidArgumentError: it is not a whole number from 0 to `held`.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= held:
+    if not is_integral(length) or not 0 <= length <= held:
         raise InvalidArgumentError(f"a cache of {held} tokens cannot be trimmed to {length!r}")
 
 
@@ -121,7 +117,7 @@ def check_fork(held: int, length: int, capacity: int) -> None:
         InvalidArgumentError: `length` is not from 0 to `held`, or above `capacity`.
     """
     check_capacity(capacity)
-    if not _is_whole(length) or not 0 <= length <= min(held, capacity):
+    if not is_integral(length) or not 0 <= length <= min(held, capacity):
         raise InvalidArgumentError(f"a fork of a cache of {held} tokens for {capacity} cannot hold {length!r}")
 
 
@@ -133,7 +129,7 @@ def checked_layers(layers: int | None, config: ModelConfig) -> int:
     """
     if layers is None:
         return config.num_layers
-    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= config.num_layers:
+    if not is_integral(layers) or not 1 <= layers <= config.num_layers:
         raise InvalidArgumentError(f"layers must be a whole number from 1 to {config.num_layers}, not {layers!r}")
     return layers
 

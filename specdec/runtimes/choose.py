@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specdec.checks import is_integral
 from specdec.errors import InvalidArgumentError, OptionError, RuntimeUnavailableError, UnknownNameError
-from specdec.model.checks import is_whole
 from specdec.runtimes.features import lack
 from specdec.warn import warn
 
@@ -159,5 +159,5 @@ def check_request(name: str, *, threads: int | None = None, context: int | None 
     if name not in ("auto", *_RUNTIMES):
         raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
     for option, value in (("threads", threads), ("context", context)):
-        if value is not None and (not is_whole(value) or value < 1):
+        if value is not None and (not is_integral(value) or value < 1):
             raise OptionError(option, f"must be a whole number of at least 1, not {value!r}")

@@ -156,8 +156,7 @@ class BucketIndex:
         threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """`search`, and how many vectors were scored exactly for each query, int64 (m,)."""
-        check_count("k", k)
-        check_effort(effort)
+        k, effort = check_count("k", k), check_effort(effort)
         rerank = max(_RERANK, 4 * k) if rerank is None else max(check_count("rerank", rerank), k)
         array = np.asarray(queries)
         single = array.ndim == 1

@@ -57,6 +57,6 @@ def thread_count(threads: int | None) -> int:
     """
     if threads is None:
         return usable_cores()
-    if check_count("threads", threads) > _MOST_THREADS:
+    if (count := check_count("threads", threads)) > _MOST_THREADS:
         raise InvalidArgumentError(f"threads must be 1 to {_MOST_THREADS}, not {threads}")
-    return threads
+    return count

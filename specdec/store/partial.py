@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specdec.checks import as_number
 from specdec.errors import OptionError
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.layout import BucketLayout
@@ -98,7 +99,7 @@ def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]
     """
     total = sum(sum(one.bits) for one in parts.values())
     least = sum(one.bits[0] for one in parts.values()) / total
-    if isinstance(share, bool) or not isinstance(share, int | float) or not least <= share <= 1:
+    if not least <= as_number(share) <= 1:
         if least == 1:
             raise OptionError(
                 "load_share",

@@ -63,6 +63,9 @@ class ChatTemplate:
             raise ModelFormatError(f"the model's chat template cannot be read: {_one_line(error)}") from None
         self._environment = environment
 
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, dict[str, str]]]:
+        return type(self), (self.source, self._special_tokens)  # what is compiled is not pickled or copied
+
     def render(
         self,
         messages: Sequence[Any],

@@ -17,7 +17,7 @@ from scipy import stats
 import specdec
 from specdec.engine.decode import PREFILL_CHUNK
 from specdec.engine.options import DEFAULTS, OptionArguments
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError, ModelFormatError, UnknownNameError
 from specdec.model.loaded import Model
 
 TINY = DATA / "tiny-llama"
@@ -51,6 +51,26 @@ def test_load_refuses_what_does_not_exist(tmp_path, monkeypatch):
         specdec.load(TINY, runtime="fast")
     with pytest.raises(InvalidArgumentError, match="threads must be a whole number"):
         specdec.load(TINY, threads=0)
+    with pytest.raises(InvalidArgumentError, match="threads must be a whole number"):
+        specdec.load(TINY, threads=True)
+
+
+def test_names_that_no_file_can_have(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    long = "x" * 5000
+    with pytest.raises(ModelFormatError, match=r"cannot look for the model 'xx+': File name too long"):
+        specdec.load(long)
+    for policy, told in ((f"{long}.yaml", "xx+: File name too long"), ("a\0.yaml", ".*: embedded null byte")):
+        with pytest.raises(InvalidArgumentError, match=f"cannot read the policy file {told}"):
+            specdec.generate(fake_model(), [1], policy=policy)
+    with pytest.raises(InvalidArgumentError, match="trace must be the path of a file"):
+        specdec.generate(fake_model(), [1], trace="a\0b")
+
+
+def test_load_takes_numbers_of_numpy(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    model = specdec.load(TINY, threads=np.int64(1), context=np.int32(64), load_share=np.float32(1))
+    assert (type(model.config.max_context), model.config.max_context) == (int, 64)
 
 
 def test_what_is_of_another_kind_is_named(tiny, tmp_path, monkeypatch):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import run
 from fake_runtime import fake_model
@@ -93,6 +95,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "tokens below": ({"draft": lambda *_, **__: Draft([-1])}, "tokens must be whole numbers from 0 to 257, not -1"),
     "tokens of text": ({"draft": lambda *_, **__: Draft(["a"])}, "tokens must be whole numbers from 0 to 257, not 'a'"),
     "tokens without end": ({"draft": lambda *_, **__: Draft([1] * 99)}, "drafted 99 tokens where [0-9]+ were allowed"),
+    "one number": ({"draft": lambda *_, **__: Draft(7)}, "tokens must be a list of whole numbers, not 7"),
     "sources": ({"draft": lambda *_, **__: Draft([1, 2], sources=["x"])}, "sources must be one str for each of the 2"),
     "signals": ({"draft": lambda *_, **__: Draft([1], signals=[3])}, "signals must be one StepSignals for each of the"),
     "parents": ({"draft": lambda *_, **__: Draft([1], parents=[4])}, "row 0 of a tree must follow an earlier row"),
@@ -121,6 +124,21 @@ def test_a_bug_is_named(case: str, many: bool) -> None:
     # The model answers as before.
     plain = specdec.generate(fake_model(), [1, 2, 3], max_tokens=8, speculate=False)
     assert specdec.generate(MODEL, [1, 2, 3], max_tokens=8, policy="fixed").tokens == plain.tokens
+
+
+@pytest.mark.parametrize("of", [np.array, lambda tokens: [np.int64(one) for one in tokens]], ids=["array", "numbers"])
+def test_drafts_of_numpy(of: Callable[[list[int]], Any]) -> None:
+    plain = specdec.generate(MODEL, [1, 2, 3], max_tokens=8, speculate=False).tokens
+
+    def draft(self: Any, plan: Any, context: Any, *, policy: Any) -> Any:
+        rest = plain[len(context.history) - 3 :][: plan.num_draft_tokens]
+        return Draft(of(rest))
+
+    drafter = type("Numpy", (Drafter,), {"draft": draft})()
+    result = specdec.generate(MODEL, [1, 2, 3], max_tokens=8, policy="fixed", drafter=drafter)
+    assert result.tokens == plain
+    assert result.stats.accepted
+    assert json.loads(json.dumps(result.to_dict()))["tokens"] == plain
 
 
 def test_properties_that_fail_are_named() -> None:

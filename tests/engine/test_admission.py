@@ -358,6 +358,21 @@ def test_a_thread_that_dies_ends_every_reader_and_refuses_others():
     batch.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_an_exit_in_the_thread_is_not_its_readers(kind):
+    def processor(tokens, logits):
+        raise kind("mine")
+
+    batch = specdec.Batch(counted_model())
+    other = batch.submit([1], max_tokens=2000)
+    next(other)
+    for one in (batch.submit([2], max_tokens=4, logits_processors=[processor]), other):
+        with pytest.raises(SpecdecError, match=f"its thread failed: {kind.__name__}: mine; make another one"):
+            tokens_of(one)
+    batch.close()
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

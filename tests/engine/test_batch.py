@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -335,3 +336,66 @@ def test_objects_serve_one_answer_only():
             specdec.generate(fake_model(), [[1], [2]], **options)
     with pytest.raises(InvalidArgumentError, match="a trace is for one prompt"):
         specdec.generate(fake_model(), [[1], [2]], trace="x")
+
+
+def test_what_a_pass_calls_cannot_read_its_own_answer():
+    held, caught = [], []
+
+    def processor(tokens, logits):
+        with pytest.raises(SpecdecError, match="this answer is being read") as error:
+            next(held[0])
+        caught.append(error)
+        return logits
+
+    model = fake_model()
+    held.append(specdec.stream(model, [1, 2], max_tokens=4, logits_processors=[processor]))
+    tokens = [token for piece in held[0] for token in piece.tokens]
+    assert caught
+    assert tokens == plain(model, [1, 2], max_tokens=4)
+
+
+def test_what_the_thread_of_a_batch_calls_cannot_read_answers_of_it():
+    caught = []
+    with specdec.Batch(fake_model()) as batch:
+
+        def processor(tokens, logits):
+            with pytest.raises(SpecdecError, match="the thread of a batch runs its passes") as error:
+                next(batch.submit([1], max_tokens=1))
+            caught.append(error)
+            return logits
+
+        tokens = [
+            token
+            for piece in batch.submit([1, 2], max_tokens=4, logits_processors=[processor])
+            for token in piece.tokens
+        ]
+    assert caught
+    assert tokens == plain(fake_model(), [1, 2], max_tokens=4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_told_that_the_thread_is_elsewhere():
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from fake_runtime import fake_model
+import specdec
+from specdec.errors import SpecdecError
+batch = specdec.Batch(fake_model())
+reading = batch.submit([1, 2], max_tokens=400)
+next(reading)
+child = os.fork()
+if child == 0:
+    found = 0
+    for use in (lambda: batch.submit([1]), lambda: list(reading)):
+        try:
+            use()
+        except SpecdecError as error:
+            found += "before this process was forked" in str(error)
+    os._exit(5 + found)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+batch.close()
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(HELPERS)], timeout=60, check=False)
+    assert done.returncode == 7

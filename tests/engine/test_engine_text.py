@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -188,6 +189,27 @@ def test_numbers_of_numpy():
     )
     assert given.tokens == same.tokens
     assert json.loads(json.dumps(given.to_dict()))["seed"] == 2**63
+
+
+def test_numbers_of_numpy_as_limits_and_efforts():
+    model = fake_model()
+    limits = {"max_sequences": 2, "max_rows": 8, "cache_bytes": 1 << 24, "queue": 3}
+    with specdec.Batch(model, **{name: np.int64(value) for name, value in limits.items()}) as batch:
+        assert json.loads(json.dumps(asdict(batch.status())))["max_sequences"] == 2
+    assert type(specdec.PromptCache(np.int64(1000)).max_bytes) is int
+    assert np.array_equal(model.logits([1, 2], effort=np.float32(0.5)), model.logits([1, 2], effort=0.5))
+
+
+def test_prompts_in_arrays():
+    model, texts = fake_model(), [[1, 2, 3], [4, 5, 6]]
+    expected = [specdec.generate(model, text, max_tokens=4).tokens for text in texts]
+    for prompts in (np.array(texts), [np.array(text) for text in texts], [np.array(texts[0]), texts[1]]):
+        assert [answer.tokens for answer in specdec.generate(model, prompts, max_tokens=4)] == expected
+    with pytest.raises(InvalidArgumentError, match=r"a token id must be a whole number, not 1\.5"):
+        specdec.generate(model, np.array([1.5]))
+    for ids in (None, 5, b"ab"):
+        with pytest.raises(InvalidArgumentError, match=f"token ids must be a sequence of whole numbers, not {ids!r}"):
+            model.logits(ids)
 
 
 @pytest.mark.parametrize("call", [specdec.generate, specdec.stream])

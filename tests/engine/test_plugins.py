@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import run
 from fake_runtime import fake_model
 from specdec.policies import registry
+from specdec.policies.confidence import ConfidencePolicy
+from specdec.policies.entropy import EntropyPolicy
 from specdec.policies.fixed import FixedPolicy
+from specdec.policies.goodput.policy import GoodputPolicy
+from specdec.policies.heuristic import HeuristicPolicy
 
 import specdec
-from specdec.engine.policy import InvalidArgumentError
+from specdec.engine.policy import DraftPlan, InvalidArgumentError
 from specdec.errors import PluginError, SpecdecError
 from specdec.registry import Registry
 
@@ -50,6 +56,22 @@ def policies(monkeypatch: pytest.MonkeyPatch) -> Registry:
     fresh.register("faulty", Faulty)
     monkeypatch.setattr(registry, "_registry", fresh)
     return fresh
+
+
+def test_plans_of_numpy(tmp_path: Path):
+    class Numpy(FixedPolicy):
+        def plan(self, state):
+            return DraftPlan(num_draft_tokens=np.int64(3), effort=np.float32(0.5), at_once=np.int64(2))
+
+    trace = tmp_path / "trace.jsonl"
+    result = specdec.generate(fake_model(), [1, 2, 3], max_tokens=8, policy=Numpy(), drafter="effort", trace=trace)
+    assert result.tokens == specdec.generate(fake_model(), [1, 2, 3], max_tokens=8, speculate=False).tokens
+    assert json.loads(json.dumps(result.to_dict()))["stats"]["drafted"]
+
+
+@pytest.mark.parametrize("kind", [GoodputPolicy, HeuristicPolicy, ConfidencePolicy, EntropyPolicy])
+def test_parameters_of_numpy(kind):
+    assert type(kind(longest=np.int64(5)).longest) is int
 
 
 @pytest.mark.parametrize("where", ["plan", "next_step", "observe", "summary"])

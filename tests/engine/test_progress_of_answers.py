@@ -210,3 +210,35 @@ def test_a_model_says_what_it_is(text_model: Path) -> None:
     assert repr(fake_model_of(fake_config())) == (
         "<specdec.Model without a name: llama, 3.26 k parameters, context of 512 tokens, runtime fake, no tokenizer>"
     )
+
+
+def ending(stage: str, done: int, total: int) -> None:
+    """A function that asks an iterator of its own for more than it has."""
+    if done:
+        next(iter(()))
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "batch"])
+def test_a_stop_iteration_of_progress_is_no_end_of_the_answer(way: str) -> None:
+    model = fake_model_of(fake_config(max_context=4096))
+    with specdec.Batch(model) as batch:
+        ways = {
+            "generate": lambda **options: specdec.generate(model, PROMPT, **options),
+            "stream": lambda **options: list(specdec.stream(model, PROMPT, **options)),
+            "batch": lambda **options: list(batch.submit(PROMPT, **options)),
+        }
+        with pytest.raises(RuntimeError, match="progress raised StopIteration"):
+            ways[way](max_tokens=2, progress=ending)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError])
+def test_an_exception_while_a_view_is_built_is_the_callers(kind: type[Exception]) -> None:
+    """It is no fault of the drafter that needs the view, and the view is built later."""
+    model = fake_model_of(fake_config(max_context=4096))
+
+    def failing(stage: str, done: int, total: int) -> None:
+        raise kind("mine")
+
+    with pytest.raises(kind, match=r"^'?mine'?$"):
+        specdec.generate(model, [1], max_tokens=4, policy="fixed", draft_view="int4", progress=failing)
+    assert specdec.generate(model, [1], max_tokens=4, policy="fixed", draft_view="int4").tokens

@@ -201,6 +201,8 @@ def test_drafts_are_cut_before_a_banned_token() -> None:
         ({"logit_bias": {-1: 1}}, "logit_bias must have token ids"),
         ({"logit_bias": {1: 101}}, "logit_bias must be a number from -100 to 100 for token 1, not 101"),
         ({"logit_bias": {258: 1}}, "logit_bias must have token ids from 0 to 257 for this model, not 258"),
+        ({"repetition_penalty": 1e300}, r"repetition_penalty must be from 1e-20 to 1e\+20, not 1e\+300"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty must be from 1e-20"),
         ({"logits_processors": 3}, "logits_processors must be a sequence of functions"),
         ({"logits_processors": [3]}, "logits_processors must be functions"),
     ],

@@ -191,9 +191,29 @@ class TestTraining:
             train(Examples(x, np.arange(3)), TrainOptions(test=0.7))
         with pytest.raises(ModelOutputError, match="try a lower rate"):
             train(Examples(x * 1e30, np.array([[1.0], [2.0], [3e38]], np.float32)), TrainOptions(rate=1e30, test=0))
-        for wrong in ({"epochs": 0}, {"test": 1.0}, {"rate": -1}, {"batch": 2.5}, {"hardening": float("nan")}):
+        with pytest.raises(InvalidArgumentError, match=r"must hold x \(n, in\) and y .*, not \(3, 2\) and \(2,\)"):
+            train(Examples(x, np.arange(2)))
+        with pytest.raises(InvalidArgumentError, match="examples holds values that are not finite"):
+            train(Examples(x * np.nan, np.arange(3)))
+        for wrong in (
+            {"epochs": 0},
+            {"test": 1.0},
+            {"rate": -1},
+            {"batch": 2.5},
+            {"hardening": float("nan")},
+            {"seed": 2**64},
+        ):
             with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
                 TrainOptions(**wrong)
+
+    def test_lists_and_numbers_of_numpy(self) -> None:
+        from specdec.fff import TrainOptions, train
+
+        x, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+        sizes = {"depth": 2, "leaf_width": 2, "epochs": 1, "batch": 8, "seed": 3}
+        given = train(Examples(x.tolist(), y.tolist()), TrainOptions(**{k: np.int64(v) for k, v in sizes.items()}))
+        same = train(Examples(x.astype(np.float32), y), TrainOptions(**sizes))
+        assert np.array_equal(given.weights.hidden_weight, same.weights.hidden_weight)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from specdec.mlx_lm.models.cache import (
 )
 from specdec.mlx_lm.sample_utils import make_logits_processors, make_sampler
 from specdec.mlx_lm.tokenizer_utils import TokenizerWrapper
-from specdec.mlx_lm.tool_calls import ToolCalls
-from specdec.mlx_lm.tool_schema import function_tool
 
 Both = tuple[specdec.Model, TokenizerWrapper]
 
@@ -151,11 +148,23 @@ def test_nothing_is_asked_after_the_end(both: Both) -> None:
         ({"sampler": lambda _: "x"}, "sampler '<lambda>' gave a wrong answer"),
         ({"sampler": lambda _: mx.array([10**6])}, "must return one token id"),
         ({"logits_processors": [lambda _, logits: logits[:, :3]]}, r"must return an array of shape \(1, 260\)"),
+        ({"logits_processors": [lambda _, logits: logits * mx.nan]}, "'<lambda>' left no token: .* is nan"),
+        ({"logits_processors": [lambda _, logits: logits - mx.inf]}, "'<lambda>' left no token: .* is -inf"),
     ],
 )
 def test_wrong_functions(both: Both, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(PluginError, match=told):
         tokens(both, **wrong)
+
+
+def test_biases_of_tokens_that_there_are_not(both: Both) -> None:
+    """MLX writes wherever an index points."""
+    with pytest.raises(InvalidArgumentError, match="logit_bias must have token ids from 0 to 259 for this model"):
+        tokens(both, logits_processors=make_logits_processors({10**9: 1.0}))
+    with pytest.raises(InvalidArgumentError, match="a token id of logit_bias must be a whole number of at least 0"):
+        make_logits_processors({-1: 1.0})
+    banned = {np.int64(token): np.float32(-100) for token in set(tokens(both))}
+    assert not set(tokens(both, logits_processors=make_logits_processors(banned))) & set(banned)
 
 
 def test_errors_of_functions_are_the_callers(both: Both) -> None:
@@ -192,7 +201,9 @@ def test_caches_are_trimmed_copied_and_saved(both: Both, tmp_path: Path) -> None
     generate(*both, text, max_tokens=8, prompt_cache=cache)
     other = copy.deepcopy(cache)
     assert can_trim_prompt_cache(cache)
-    assert trim_prompt_cache(cache, 8) == 8
+    with pytest.raises(InvalidArgumentError, match="tokens to trim must be a whole number of at least 0, not -1"):
+        trim_prompt_cache(cache, -1)
+    assert trim_prompt_cache(cache, np.int64(8)) == 8
     assert (cache[0].offset, other[0].offset) == (len(text), len(text) + 8)
     file = str(tmp_path / "prompt.safetensors")
     save_prompt_cache(file, cache, {"model": "tiny"})
@@ -380,62 +391,3 @@ def test_batches_refuse(both: Both, capsys: pytest.CaptureFixture[str]) -> None:
     assert batch_generate(*both, [], verbose=True).texts == []
     batch_generate(*both, [[1], [2]], max_tokens=2, verbose=True)
     assert "[batch_generate] Generation: 4 tokens" in capsys.readouterr().out
-
-
-def multiply(a: float, b: int, note: str = "") -> float:
-    """Multiplies.
-
-    Args:
-        a: The first number.
-        note: Something.
-    """
-    return a * b
-
-
-def test_functions_as_tools() -> None:
-    schema = function_tool(multiply)["function"]
-    assert schema["name"] == "multiply"
-    assert schema["description"] == "Multiplies."
-    assert schema["parameters"] == {
-        "type": "object",
-        "properties": {
-            "a": {"type": "number", "description": "The first number."},
-            "b": {"type": "integer"},
-            "note": {"type": "string", "description": "Something."},
-        },
-        "required": ["a", "b"],
-    }
-    bare: Callable[..., None] = lambda _: None  # noqa: E731
-    with pytest.raises(InvalidArgumentError, match="needs a docstring"):
-        function_tool(bare)
-
-
-@pytest.mark.parametrize(
-    ("template", "answer"),
-    [
-        (
-            "<tool_call> {{ tool_call.name }}",
-            '<tool_call>\n{"name": "multiply", "arguments": {"a": 2.5, "b": 3}}\n</tool_call>',
-        ),
-        (
-            "<tool_call>\n<function= <parameter=",
-            "<tool_call>\n<function=multiply>\n<parameter=a>\n2.5\n</parameter>\n<parameter=b>\n3\n</parameter>\n"
-            "</function>\n</tool_call>",
-        ),
-        ("[TOOL_CALLS] [ARGS]", '[TOOL_CALLS]multiply[ARGS]{"a": 2.5, "b": 3}'),
-        ("[TOOL_CALLS]", '[TOOL_CALLS][{"name": "multiply", "arguments": {"a": 2.5, "b": 3}}]'),
-    ],
-)  # fmt: skip
-def test_tool_calls_are_parsed_as_in_the_example(template: str, answer: str) -> None:
-    calls = ToolCalls(template)
-    assert calls.start is not None
-    start = answer.find(calls.start) + len(calls.start)
-    end = answer.find(str(calls.end)) if calls.end else len(answer)
-    found = calls.parse(answer[start:end].strip(), [function_tool(multiply)])
-    assert found == {"name": "multiply", "arguments": {"a": 2.5, "b": 3}}
-    with pytest.raises(InvalidArgumentError, match="this is not a tool call"):
-        calls.parse("nothing")
-
-
-def test_a_template_without_tools() -> None:
-    assert ToolCalls("{{ messages }}").start is None

@@ -26,6 +26,12 @@ def test_effort_outside_its_range_is_refused(value: object) -> None:
         EffortSchedule(0.5, {"head": value})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize("rules", [None, [("head", 1.0)]])
+def test_rules_that_are_no_mapping_are_refused(rules: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="rules must be a mapping of patterns to efforts, not "):
+        EffortSchedule(0.5, rules)  # type: ignore[arg-type]
+
+
 def test_last_matching_rule_wins() -> None:
     schedule = EffortSchedule(0.2, {"layers.*": 0.3, "layers.1.*": 0.4, "layers.*.mlp.down": 0.5, "head": 1})
     efforts = schedule.resolve(tiny_config())

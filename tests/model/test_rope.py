@@ -21,7 +21,9 @@ from synthetic import tiny_config
 
 import specdec
 from specdec.errors import InvalidArgumentError, ModelFormatError, RuntimeUnavailableError
+from specdec.families.fields import Fields
 from specdec.families.rope import yarn_factors
+from specdec.families.rope_huggingface import RopeDefaults, rope_rules
 from specdec.formats import Source, open_source
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import EffortSchedule
@@ -284,6 +286,16 @@ def test_senseless_rules_are_refused(tmp_path: Path, rule: dict[str, Any], messa
     case = {"checkpoint": "tiny-llama", "fields": fields | {"rope_parameters": rule}}
     with pytest.raises(ModelFormatError, match=message.replace("(", r"\(")):
         open_source(write_folder(tmp_path / "m", case))
+
+
+def test_proportional_scaling_of_a_part_of_the_head_is_refused() -> None:
+    """transformers pairs dimensions of the whole head there: logits would differ."""
+    rule = {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.5}
+    fields = Fields({"rope_parameters": rule}, "config.json")
+    with pytest.raises(ModelFormatError, match=r"'proportional' is supported for whole heads only, and a part of 0\.5"):
+        rope_rules(fields, RopeDefaults(share=1.0), head_dim=16, max_context=64)
+    whole = Fields({"rope_parameters": {**rule, "partial_rotary_factor": 1.0}}, "config.json")
+    assert rope_rules(whole, RopeDefaults(share=1.0), head_dim=16, max_context=64)[0].rope.factors == (2.0,) * 8
 
 
 def test_the_table_of_angles_of_the_gpu_runtime() -> None:

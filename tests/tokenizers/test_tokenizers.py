@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -26,8 +28,10 @@ from tokenizer_files import (
     huggingface_files,
     huggingface_tokenizer,
     saved,
+    sentencepiece_metadata,
     tokenizer_json,
     trained_bpe,
+    trained_sentencepiece,
 )
 from tokenizers import decoders, models, normalizers
 
@@ -169,6 +173,20 @@ def test_first_token(tmp_path: Path, smollm: Tokenizer) -> None:
 def test_text_that_is_no_unicode(smollm: Tokenizer) -> None:
     with pytest.raises(InvalidArgumentError, match="half a surrogate pair at position 2"):
         smollm.encode("ab\ud800")
+
+
+@pytest.mark.parametrize("way", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy], ids=["pickle", "copy"])
+def test_copies_and_pickles(tmp_path: Path, smollm: Tokenizer, way: Callable[[Tokenizer], Tokenizer]) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    for tokenizer in (smollm, gguf_tokenizer(sentencepiece_metadata(trained_sentencepiece()), tmp_path)):
+        ids = tokenizer.encode("Hello world")
+        if tokenizer.has_chat_template:
+            ids = tokenizer.encode_chat(messages)  # compiles the template
+        other = way(tokenizer)
+        assert other.encode("Hello world") == tokenizer.encode("Hello world")
+        assert other.decode(ids) == tokenizer.decode(ids)
+        if tokenizer.has_chat_template:
+            assert other.encode_chat(messages) == ids
 
 
 def test_values_of_other_types(smollm: Tokenizer) -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save
 
+from specdec.checks import check_count
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.interrupts import unless_signalled
@@ -79,8 +80,12 @@ class KVCache:
         return True
 
     def trim(self, n: int) -> int:
-        """Take back the last `n` tokens, or as many as there are; returns how many."""
-        taken = min(self.offset, n)
+        """Take back the last `n` tokens, or as many as there are; returns how many.
+
+        Raises:
+            InvalidArgumentError: `n` is not a whole number of at least 0.
+        """
+        taken = min(self.offset, check_count("the number of tokens to trim", n, least=0))
         self.offset -= taken
         return taken
 

@@ -119,6 +119,7 @@ class NativeRuntime:
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._drafts: dict[str, Any] = {}
         self._has_masks = False
+        self._process = os.getpid()
         self._turn = Turns()  # weights are not packed while a pass reads them
         self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
         self._wide_below = float(module.WIDE_BELOW)
@@ -228,6 +229,8 @@ class NativeRuntime:
         A single long sequence runs in pieces (the bits do not depend on it), so that an interrupt is noticed between
         them.
         """
+        if os.getpid() != self._process:  # its threads stayed in the other one, perhaps with the turn
+            raise RuntimeUnavailableError("the model was loaded before this process was forked: load it again here")
         check_batch(batch, self.config, NativeCache, chooses=self._share is None, narrows=True)
         check_view(view, self._views)
         draft, inputs = None, self._by_inputs(view)

@@ -183,6 +183,7 @@ def test_a_forked_process_is_told_to_load_again(store_of):
     code = """
 import os, sys
 import numpy as np
+from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.native.runtime import NativeRuntime
@@ -194,7 +195,7 @@ child = os.fork()
 if child == 0:
     try:
         forward_one(runtime, [1], kv, effort=EffortSchedule(1.0))
-    except ValueError as error:
+    except RuntimeUnavailableError as error:
         os._exit(7 if "forked" in str(error) else 8)
     os._exit(9)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
