@@ -83,7 +83,7 @@ def read_chat(
         raise bad_request("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
     if logprobs:
         options["logprobs"] = top_logprobs or 0
-    continues, variables = read_template(fields, messages)
+    continues, begins, variables = read_template(fields, messages)
     if variables:
         options["chat_template_kwargs"] = variables
     form = ChatForm(
@@ -102,6 +102,7 @@ def read_chat(
         tool_choice=choice,
         parallel_tool_calls=parallel is not False,
         continue_final=continues,
+        begin_answer=begins,
         streamed=form.stream,
         options=options,
         owner=owner,
@@ -244,8 +245,9 @@ def _function_name(value: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool, dict[str, Any]]:
-    """Whether the answer continues with the last message, and variables of the chat template.
+def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool, bool, dict[str, Any]]:
+    """Whether the answer continues with the last message, whether the prompt ends with what begins an answer, and
+    variables of the chat template.
 
     Raises:
         ApiError: they contradict each other or the messages.
@@ -272,7 +274,7 @@ def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool,
         )
     calls = messages[-1].get("tool_calls")
     continues = asked if asked is not None else is_last and not calls and not generate
-    return continues, variables
+    return continues, not continues and generate is not False, variables
 
 
 def _check_modalities(fields: Fields) -> None:

@@ -108,7 +108,7 @@ class ChatService:
         model = self._answers.model
         variables: dict[str, Any] = dict(request.options.get("chat_template_kwargs") or {})
         variables |= {
-            "add_generation_prompt": not request.continue_final,
+            "add_generation_prompt": request.begin_answer and not request.continue_final,
             "continue_final_message": request.continue_final,
         }
         messages: Sequence[Mapping[str, Any]] = checked_messages(request.messages)

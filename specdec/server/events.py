@@ -130,6 +130,7 @@ class ChatRequest:
         tool_choice: "auto", "none", "required", or the name of a function as `{"name": ...}`.
         parallel_tool_calls: False allows one call at most.
         continue_final: the last message is an assistant's, to be continued.
+        begin_answer: the prompt ends with what begins an answer, unless `continue_final`.
         streamed: the caller sees the answer while it grows; False holds tool calls back until they are complete, so
             that a malformed one is text as a whole.
         options: keyword arguments of `specdec.stream` (`max_tokens`, `temperature`, `seed`, `stop`, ...).
@@ -144,6 +145,7 @@ class ChatRequest:
     tool_choice: str | Mapping[str, str] = "auto"
     parallel_tool_calls: bool = True
     continue_final: bool = False
+    begin_answer: bool = True
     streamed: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""

@@ -146,6 +146,18 @@ def test_an_answer_may_go_on_with_an_assistants_message(server: Running, client:
     assert apart.usage.prompt_tokens == expected.stats.prompt_tokens + 2  # <|end|> and <|assistant|>
 
 
+def test_a_prompt_may_lack_what_begins_an_answer(server: Running) -> None:
+    chat = {"model": NAME, "messages": MESSAGES}
+    whole = server.post("/tokenize", chat).json()["tokens"]
+    plainly = server.post("/tokenize", {**chat, "add_generation_prompt": False}).json()["tokens"]
+    assert plainly == whole[:-1]  # without <|assistant|>
+    counts = [
+        server.post("/v1/chat/completions", {**chat, "max_tokens": 1, "add_generation_prompt": asked}).json()["usage"]
+        for asked in (True, False)
+    ]
+    assert [usage["prompt_tokens"] for usage in counts] == [len(whole), len(plainly)]
+
+
 def test_fields_of_ours(server: Running) -> None:
     expected = plain(server, [{"role": "user", "content": "Hello"}], temperature=0).text
     for fields in (
