@@ -137,7 +137,7 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     if kind is None:
         raise inner.wrong("type", "'text', 'json_object' or 'json_schema'", None)
     if kind == "json_schema":
-        described = inner.inner("json_schema")
+        described = inner.inner("json_schema") if "json_schema" in inner else inner
         schema = None if described is None else described.any("schema")
         if not isinstance(schema, (dict, bool)):
             raise missing("response_format.json_schema.schema")
