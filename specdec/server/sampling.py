@@ -56,9 +56,10 @@ def read_options(fields: Fields, config: ModelConfig, settings: ServerSettings) 
 
 
 def read_seed(fields: Fields) -> int:
-    """The seed; a random one where the request names none. Negative ones count from 2**64 down."""
+    """The seed; a random one where the request names none or -1, as for llama-server and vLLM. Other negative ones
+    count from 2**64 down."""
     seed = fields.whole("seed", -(2**63), 2**64 - 1)
-    return secrets.randbits(_SEED_BITS) if seed is None else seed % 2**64
+    return secrets.randbits(_SEED_BITS) if seed is None or seed == -1 else seed % 2**64
 
 
 def seed_of_choice(seed: int, choice: int) -> int:

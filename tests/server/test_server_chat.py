@@ -123,6 +123,13 @@ def test_a_random_seed_is_told_and_repeats_the_answer(server: Running) -> None:
     assert server.chat(max_tokens=12).json()["choices"][0]["specdec"]["seed"] != first["specdec"]["seed"]
 
 
+def test_seed_minus_1_chooses_one(server: Running) -> None:
+    """As for llama-server and vLLM. Other negative ones are seeds."""
+    seeds = [server.chat(max_tokens=1, seed=seed).json()["choices"][0]["specdec"]["seed"] for seed in (-1, -1, -2)]
+    assert seeds[0] != seeds[1]
+    assert seeds[2] == 2**64 - 2
+
+
 def test_stop_strings(server: Running, client: Any) -> None:
     whole = plain(server, temperature=0).text
     stop = whole[5:7]
