@@ -192,7 +192,8 @@ def test_drafts_are_cut_before_a_banned_token() -> None:
     [
         ({"presence_penalty": 2.5}, "presence_penalty must be a number from -2 to 2, not 2.5"),
         ({"frequency_penalty": "a"}, "frequency_penalty must be a number from -2 to 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0, not 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number from 0.000001 to 1000000, not 0"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty must be a number from 0.000001 to 1000000, not 1e-300"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty must be"),
         ({"presence_penalty": -(10**400)}, "presence_penalty must be a number from -2 to 2"),
         ({"temperature": 10**400}, "temperature must be a number of at least 0"),

@@ -282,6 +282,10 @@ def test_a_request_that_bans_every_token_is_at_fault(server: Running, stream: bo
         ({"max_tokens": -1}, "'max_tokens' must be at least 1, not -1"),
         ({"top_p": 1.5}, "'top_p' must be from 0 to 1, not 1.5"),
         ({"repetition_penalty": 0}, "'repetition_penalty' must be above 0 and at most 10, not 0.0"),
+        (
+            {"repetition_penalty": 1e-300},
+            "repetition_penalty must be a number from 0.000001 to 1000000, not 1e-300",
+        ),
         ({"logit_bias": {"5": None}}, "'logit_bias' must hold numbers from -100 to 100, not null"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nosuch"}}}},
