@@ -191,8 +191,12 @@ def _is_call(call: Any) -> bool:
     )
 
 
-def read_tools(fields: Fields) -> list[dict[str, Any]]:
+def read_tools(fields: Fields, *, path: str = "tools[{}].function.name") -> list[dict[str, Any]]:
     """The functions that the model may call.
+
+    Args:
+        fields: of the request.
+        path: of a function's name in the request, for errors; {} stands for its number.
 
     Raises:
         ApiError: one is malformed.
@@ -207,7 +211,7 @@ def read_tools(fields: Fields) -> list[dict[str, Any]]:
         function = Fields(tool["function"], f"{name}.function")
         if not _FUNCTION_NAME.fullmatch(function.required("name") if function.is_text("name") else ""):
             raise bad_request(
-                f"'{name}.function.name' must be 1 to 128 letters, digits, dashes, dots or underscores", name
+                f"'{path.format(number)}' must be 1 to 128 letters, digits, dashes, dots or underscores", name
             )
         function.text("description")
         function.object("parameters")

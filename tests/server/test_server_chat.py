@@ -299,6 +299,25 @@ def test_what_is_wrong_is_said_in_the_requests_own_words(server: Running, fields
     assert (response.status_code, response.json()["error"]["message"]) == (400, told)
 
 
+ASKED = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "tool", "field"),
+    [
+        ("/v1/messages", ASKED, {"name": "a b", "input_schema": {}}, "tools.0.name"),
+        ("/v1/responses", {"input": "Hi"}, {"type": "function", "name": "a b"}, "tools[0].name"),
+        ("/v1/chat/completions", ASKED, {"type": "function", "function": {"name": "a b"}}, "tools[0].function.name"),
+    ],
+)
+def test_a_tools_name_is_named_as_the_interface_does(
+    server: Running, path: str, content: dict[str, Any], tool: dict[str, Any], field: str
+) -> None:
+    response = server.post(path, {"model": NAME, **content, "tools": [tool]})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"].startswith(f"'{field}' must be 1 to 128 letters")
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "field"),
     [
