@@ -41,6 +41,7 @@ class ChatForm:
         choices: how many answers.
         stream: as server-sent events.
         include_usage: a last chunk with the usage.
+        continuous_usage: every chunk with the usage so far.
         logprobs: log-probabilities of the answer's tokens.
         token_origins: who produced each token.
     """
@@ -49,6 +50,7 @@ class ChatForm:
     choices: int = 1
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     logprobs: bool = False
     token_origins: bool = False
 
@@ -142,7 +144,7 @@ def refuse_unsupported(fields: Fields, names: Mapping[str, str]) -> None:
 
 
 def read_stream(fields: Fields) -> dict[str, bool]:
-    """`stream` and `include_usage` of the two endpoints.
+    """`stream`, `include_usage` and `continuous_usage` of the two endpoints.
 
     Raises:
         ApiError: options of a stream without one.
@@ -152,10 +154,10 @@ def read_stream(fields: Fields) -> dict[str, bool]:
         return {"stream": stream}
     if not stream:
         raise bad_request("'stream_options' needs 'stream' to be true", "stream_options")
-    include_usage = bool(options.flag("include_usage"))
+    include_usage, continuous = bool(options.flag("include_usage")), bool(options.flag("continuous_usage_stats"))
     options.ignore("include_obfuscation")
     options.finish()
-    return {"stream": stream, "include_usage": include_usage}
+    return {"stream": stream, "include_usage": include_usage, "continuous_usage": include_usage and continuous}
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:

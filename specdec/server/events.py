@@ -49,6 +49,7 @@ class TextDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     origins: tuple[TokenOrigin, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class ReasoningDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     origins: tuple[TokenOrigin, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class ToolCallStart:
     index: int
     id: str
     name: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class ToolArgumentsDelta:
 
     index: int
     text: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class Finished:
 
 
 ChatEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallStart | ToolArgumentsDelta | Finished
+"""All but the last have the `usage` so far, if that is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,30 @@ def test_a_stream_holds_the_same_text(server: Running, client: Any) -> None:
     assert end.timings["predicted_n"] == len(expected.tokens)
 
 
+def test_usage_in_every_chunk(server: Running) -> None:
+    """vLLM's option, which its benchmark GuideLLM sends."""
+    for path, content in (
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "Name a river.", "echo": True}),
+    ):
+        body = {"model": NAME, **content, "max_tokens": 8, "ignore_eos": True, "n": 2, "stream": True}
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        found = events(server.post(path, {**body, "stream_options": options}))
+        prompt = found[-1]["usage"]["prompt_tokens"]
+        for number in range(2):
+            usages = [chunk["usage"] for chunk in found[:-1] if chunk["choices"][0]["index"] == number]
+            if path == "/v1/chat/completions":
+                assert usages.pop(0) is None  # the role comes before the answer
+            counts = [usage["completion_tokens"] for usage in usages]
+            assert counts == sorted(counts)
+            assert 1 <= counts[0] <= counts[-1] == 8
+            assert all(usage["prompt_tokens"] == prompt for usage in usages)
+            assert all(usage["total_tokens"] == prompt + usage["completion_tokens"] for usage in usages)
+        assert found[-1]["usage"]["completion_tokens"] == 16
+        alone = events(server.post(path, {**body, "stream_options": {**options, "include_usage": False}}))
+        assert all("usage" not in chunk for chunk in alone)  # as in vLLM
+
+
 def test_a_stream_without_options_has_no_usage(server: Running) -> None:
     found = events(server.chat(stream=True, max_tokens=4, temperature=0))
     assert all("usage" not in chunk for chunk in found)
