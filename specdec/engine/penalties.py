@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from specdec.checks import as_number
 from specdec.errors import OptionError
 
-_LARGEST = 1e20  # repetition penalty; logits that are multiplied with it, or divided by its inverse, stay finite
+# Wider than any use; within them logits stay finite.
+_LEAST_REPETITION, _MOST_REPETITION = 1e-6, 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +39,9 @@ class Penalties:
         for name, value in (("presence_penalty", self.presence), ("frequency_penalty", self.frequency)):
             if not -2 <= as_number(value) <= 2:
                 raise OptionError(name, f"must be a number from -2 to 2, not {value!r}")
-        if not 0 < as_number(self.repetition) < math.inf:
-            raise OptionError("repetition_penalty", f"must be a number above 0, not {self.repetition!r}")
-        if not 1 / _LARGEST <= as_number(self.repetition) <= _LARGEST:
+        if not _LEAST_REPETITION <= as_number(self.repetition) <= _MOST_REPETITION:
             raise OptionError(
-                "repetition_penalty", f"must be from {1 / _LARGEST:g} to {_LARGEST:g}, not {self.repetition!r}"
+                "repetition_penalty", f"must be a number from 0.000001 to 1000000, not {self.repetition!r}"
             )
 
     def __bool__(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from specdec.engine.prompt import EncodedPrompt
 from specdec.server.answers import Answers, RunningAnswer
 from specdec.server.chat_reader import ChatReader
 from specdec.server.echo import Echo
-from specdec.server.events import ChatEvent, Finished
+from specdec.server.events import ChatEvent, Finished, Usage
 from specdec.server.timings import plain_decoding, speculative_decoding, timings_of, usage_of
 
 
@@ -24,6 +25,7 @@ async def answer_events(
     asked_s: float,
     echo: Echo | None = None,
     patient: bool = False,
+    counts: bool = False,
 ) -> AsyncGenerator[ChatEvent, None]:
     """An answer's events, `Finished` last. Closing the generator ends the answer at the next pass.
 
@@ -37,6 +39,7 @@ async def answer_events(
         asked_s: when the request arrived, by `time.perf_counter`.
         echo: the prompt's text, which comes first.
         patient: wait where the queue is full.
+        counts: every event has the usage so far.
 
     Raises:
         ApiError: the server is shutting down.
@@ -45,17 +48,23 @@ async def answer_events(
     running = await answers.begin(
         prompt, owner=owner, deadline_s=deadline_s, options=options, asked_s=asked_s, patient=patient
     )
+    written = 0
+
+    def counted(event: ChatEvent) -> ChatEvent:
+        return replace(event, usage=Usage(len(prompt.ids), written, running.cached_tokens)) if counts else event
+
     async with running:
         async for piece in running:
+            written += len(piece.tokens)
             if echo is not None:
                 # The prompt's log-probabilities are known by now; asking for them waits for a pass boundary.
                 told = (await answers.work(running.result)).prompt_logprobs if echo.has_logprobs else None
-                yield echo.event(told)
+                yield counted(echo.event(told))
                 echo = None
             for event in reader.read(piece):
-                yield event
+                yield counted(event)
         for event in reader.finish(running.result()):
-            yield event
+            yield counted(event)
         yield _finished(running, reader, options["seed"])
 
 

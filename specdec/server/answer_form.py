@@ -18,6 +18,7 @@ from specdec.tokenizers.messages import checked_messages, last_text
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
 
+_GRAMMARS = ("grammar", "regex")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -57,13 +58,11 @@ class AnswerForm:
         Raises:
             InvalidArgumentError: the request asks for two forms at once.
         """
-        grammar = self.grammar(request, prompt)
-        if grammar is not None:
-            for name in ("grammar", "regex"):
-                if request.options.get(name) is not None:
-                    raise InvalidArgumentError(f"{name} and tool_choice contradict each other: leave out one of them")
+        grammar, own = self.grammar(request, prompt), _own_grammar(request)
+        if grammar is not None and own is not None:
+            raise InvalidArgumentError(f"{own} and tool_choice contradict each other: leave out one of them")
         schema = _schema_of(request.options.get("response_format"))
-        if grammar is None and schema is not None:
+        if grammar is None and own is None and schema is not None:
             grammar = self.json_grammar(request, prompt, schema)
         return {} if grammar is None else {"grammar": grammar, "response_format": None}
 
@@ -131,11 +130,16 @@ class AnswerForm:
         form = self._reasoning
         if form is None:
             return None
-        if not request.continue_final:
-            return form, form.after(prompt)
-        begun = last_text(request.messages)
-        is_inside = form is not HARMONY and begun.rfind(form.begin) > begun.rfind(form.end)
-        return form, Reasoning.INSIDE if is_inside else Reasoning.OVER
+        if request.continue_final:
+            begun = last_text(request.messages)
+            is_inside = form is not HARMONY and begun.rfind(form.begin) > begun.rfind(form.end)
+            state = Reasoning.INSIDE if is_inside else Reasoning.OVER
+        else:
+            state = form.after(prompt)
+        own = _own_grammar(request)
+        if state is Reasoning.INSIDE and own is not None and form.end not in request.options[own]:
+            state = Reasoning.OVER  # the grammar holds from the first token on, and does not end the reasoning
+        return form, state
 
     def _message(self, message: Mapping[str, Any]) -> Message:
         """A message with the roles and fields that the template knows."""
@@ -150,12 +154,17 @@ class AnswerForm:
         return done
 
 
+def _own_grammar(request: ChatRequest) -> str | None:
+    """The option that holds the request's own grammar or regular expression."""
+    return next((name for name in _GRAMMARS if request.options.get(name) is not None), None)
+
+
 def _schema_of(response_format: Any) -> Mapping[str, Any] | None:
     """The JSON schema that OpenAI's `response_format` asks for, if it does."""
     if not isinstance(response_format, Mapping):
         return None
-    if response_format.get("type") == "json_object":
-        return {"type": "object"}
-    described = response_format.get("json_schema")
+    described = response_format.get("json_schema", response_format)
     schema = described.get("schema") if isinstance(described, Mapping) else None
+    if response_format.get("type") == "json_object" and schema is None:
+        return {"type": "object"}
     return schema if isinstance(schema, Mapping) else None

@@ -59,6 +59,11 @@ class RunningAnswer:
         return self._generation.result()
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were not read again; to be asked for once a piece has come."""
+        return self._generation.stats.cached_prompt_tokens
+
+    @property
     def clock(self) -> Clock:
         """Times so far."""
         first_s = self._last_s if self._first_s is None else self._first_s

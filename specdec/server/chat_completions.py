@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from specdec.server.chat_format import ChatFrame, Collected
+from specdec.server.chat_format import ChatFrame, Collected, chunk_usage
 from specdec.server.chat_request import ChatForm, read_chat
 from specdec.server.choices import together
 from specdec.server.connection import EventStream, begun, event_bytes, json_response, unless_gone, with_errors
@@ -32,7 +32,10 @@ async def chat_completions(request: Request) -> Any:
 async def _events(site: Site, chat: ChatRequest, form: ChatForm) -> AsyncGenerator[tuple[int, ChatEvent], None]:
     """Events of all choices, each with its number."""
     prompt = await site.chat.prompt(chat)
-    streams = [site.chat.stream(chat, choice=number, prompt=prompt) for number in range(form.choices)]
+    streams = [
+        site.chat.stream(chat, choice=number, prompt=prompt, counts=form.continuous_usage)
+        for number in range(form.choices)
+    ]
     async with aclosing(together(streams, most=site.answers.most)) as events:
         async for event in events:
             yield event
@@ -50,7 +53,8 @@ async def _chunks(
         async for number, event in events:
             if isinstance(event, Finished):
                 finished.append(event)
-            yield event_bytes(frame.chunk_of(number, event) | more)
+            usage = chunk_usage(event, include=form.include_usage, continuous=form.continuous_usage)
+            yield event_bytes(frame.chunk_of(number, event) | usage)
     if form.include_usage:
         yield event_bytes(frame.usage_chunk(finished))
 

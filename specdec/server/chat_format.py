@@ -36,6 +36,19 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
     }
 
 
+def chunk_usage(event: ChatEvent, *, include: bool, continuous: bool) -> dict[str, Any]:
+    """The usage in the chunk of an event: null before the last chunk, unless the caller wants it in every one.
+
+    Args:
+        event: with the usage so far.
+        include: the caller asked for the usage.
+        continuous: in every chunk, see vLLM's `continuous_usage_stats`.
+    """
+    if not include:
+        return {}
+    return {"usage": usage_dict(event.usage) if continuous and event.usage is not None else None}
+
+
 def logprob_dict(entry: TokenLogprob) -> dict[str, Any]:
     """A token of OpenAI's `logprobs.content`."""
     return _one_logprob(entry) | {"top_logprobs": [_one_logprob(other) for other in entry.top]}

@@ -41,6 +41,7 @@ class ChatForm:
         choices: how many answers.
         stream: as server-sent events.
         include_usage: a last chunk with the usage.
+        continuous_usage: every chunk with the usage so far.
         logprobs: log-probabilities of the answer's tokens.
         token_origins: who produced each token.
     """
@@ -49,6 +50,7 @@ class ChatForm:
     choices: int = 1
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     logprobs: bool = False
     token_origins: bool = False
 
@@ -83,7 +85,7 @@ def read_chat(
         raise bad_request("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
     if logprobs:
         options["logprobs"] = top_logprobs or 0
-    continues, variables = read_template(fields, messages)
+    continues, begins, variables = read_template(fields, messages)
     if variables:
         options["chat_template_kwargs"] = variables
     form = ChatForm(
@@ -102,6 +104,7 @@ def read_chat(
         tool_choice=choice,
         parallel_tool_calls=parallel is not False,
         continue_final=continues,
+        begin_answer=begins,
         streamed=form.stream,
         options=options,
         owner=owner,
@@ -141,7 +144,7 @@ def refuse_unsupported(fields: Fields, names: Mapping[str, str]) -> None:
 
 
 def read_stream(fields: Fields) -> dict[str, bool]:
-    """`stream` and `include_usage` of the two endpoints.
+    """`stream`, `include_usage` and `continuous_usage` of the two endpoints.
 
     Raises:
         ApiError: options of a stream without one.
@@ -151,10 +154,10 @@ def read_stream(fields: Fields) -> dict[str, bool]:
         return {"stream": stream}
     if not stream:
         raise bad_request("'stream_options' needs 'stream' to be true", "stream_options")
-    include_usage = bool(options.flag("include_usage"))
+    include_usage, continuous = bool(options.flag("include_usage")), bool(options.flag("continuous_usage_stats"))
     options.ignore("include_obfuscation")
     options.finish()
-    return {"stream": stream, "include_usage": include_usage}
+    return {"stream": stream, "include_usage": include_usage, "continuous_usage": include_usage and continuous}
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -190,8 +193,12 @@ def _is_call(call: Any) -> bool:
     )
 
 
-def read_tools(fields: Fields) -> list[dict[str, Any]]:
+def read_tools(fields: Fields, *, path: str = "tools[{}].function.name") -> list[dict[str, Any]]:
     """The functions that the model may call.
+
+    Args:
+        fields: of the request.
+        path: of a function's name in the request, for errors; {} stands for its number.
 
     Raises:
         ApiError: one is malformed.
@@ -206,7 +213,7 @@ def read_tools(fields: Fields) -> list[dict[str, Any]]:
         function = Fields(tool["function"], f"{name}.function")
         if not _FUNCTION_NAME.fullmatch(function.required("name") if function.is_text("name") else ""):
             raise bad_request(
-                f"'{name}.function.name' must be 1 to 128 letters, digits, dashes, dots or underscores", name
+                f"'{path.format(number)}' must be 1 to 128 letters, digits, dashes, dots or underscores", name
             )
         function.text("description")
         function.object("parameters")
@@ -244,8 +251,9 @@ def _function_name(value: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool, dict[str, Any]]:
-    """Whether the answer continues with the last message, and variables of the chat template.
+def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool, bool, dict[str, Any]]:
+    """Whether the answer continues with the last message, whether the prompt ends with what begins an answer, and
+    variables of the chat template.
 
     Raises:
         ApiError: they contradict each other or the messages.
@@ -272,7 +280,7 @@ def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool,
         )
     calls = messages[-1].get("tool_calls")
     continues = asked if asked is not None else is_last and not calls and not generate
-    return continues, variables
+    return continues, not continues and generate is not False, variables
 
 
 def _check_modalities(fields: Fields) -> None:

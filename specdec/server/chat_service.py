@@ -57,7 +57,7 @@ class ChatService:
             raise bad_request(str(error), request.messages_field) from None
 
     async def stream(
-        self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None
+        self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None, counts: bool = False
     ) -> AsyncGenerator[ChatEvent, None]:
         """An answer's events, `Finished` last. Closing the generator ends the answer at the next pass.
 
@@ -65,6 +65,7 @@ class ChatService:
             request: checked.
             choice: number of the answer among several to the request; each has a seed of its own.
             prompt: of the request, where it is known already.
+            counts: every event has the usage so far.
 
         Raises:
             ApiError: the request cannot be answered.
@@ -85,6 +86,7 @@ class ChatService:
             deadline_s=request.deadline_s,
             asked_s=asked_s,
             patient=choice > 0,
+            counts=counts,
         )
         try:
             async with aclosing(events):
@@ -108,7 +110,7 @@ class ChatService:
         model = self._answers.model
         variables: dict[str, Any] = dict(request.options.get("chat_template_kwargs") or {})
         variables |= {
-            "add_generation_prompt": not request.continue_final,
+            "add_generation_prompt": request.begin_answer and not request.continue_final,
             "continue_final_message": request.continue_final,
         }
         messages: Sequence[Mapping[str, Any]] = checked_messages(request.messages)

@@ -31,6 +31,7 @@ class CompletionRequest:
         logprobs: number of alternatives to report for each token; None for no log-probabilities.
         stream: as server-sent events.
         include_usage: a last chunk with the usage.
+        continuous_usage: every chunk with the usage so far.
         token_origins: who produced each token.
         owner: the client that asks.
         deadline_s: seconds after which an answer ends where it is.
@@ -44,6 +45,7 @@ class CompletionRequest:
     logprobs: int | None
     stream: bool
     include_usage: bool = False
+    continuous_usage: bool = False
     token_origins: bool
     owner: str
     deadline_s: float | None

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from specdec.engine.prompt import EncodedPrompt, encode_prompt
 from specdec.server.answer_events import answer_events
+from specdec.server.chat_format import chunk_usage
 from specdec.server.chat_reader import ChatReader
 from specdec.server.choices import together
 from specdec.server.completion_format import CompletionFrame
@@ -57,6 +58,7 @@ async def _events(
                 asked_s=asked_s,
                 echo=_echo(site, asked, asked.prompts[place], prompts[place]) if asked.echo else None,
                 patient=number > 0,
+                counts=asked.continuous_usage,
             )
         )
     async with aclosing(together(streams, most=site.answers.most)) as events:
@@ -85,10 +87,10 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of a stream."""
     finished: dict[int, Finished] = {}
-    more: dict[str, Any] = {"usage": None} if asked.include_usage else {}
     async with aclosing(events):
         async for number, event in events:
-            yield event_bytes(frame.chunk_of(number, event) | more)
+            usage = chunk_usage(event, include=asked.include_usage, continuous=asked.continuous_usage)
+            yield event_bytes(frame.chunk_of(number, event) | usage)
             if isinstance(event, Finished):
                 finished[number] = event
     if asked.include_usage:

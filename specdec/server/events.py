@@ -49,6 +49,7 @@ class TextDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     origins: tuple[TokenOrigin, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class ReasoningDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     origins: tuple[TokenOrigin, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class ToolCallStart:
     index: int
     id: str
     name: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class ToolArgumentsDelta:
 
     index: int
     text: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class Finished:
 
 
 ChatEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallStart | ToolArgumentsDelta | Finished
+"""All but the last have the `usage` so far, if that is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +135,7 @@ class ChatRequest:
         tool_choice: "auto", "none", "required", or the name of a function as `{"name": ...}`.
         parallel_tool_calls: False allows one call at most.
         continue_final: the last message is an assistant's, to be continued.
+        begin_answer: the prompt ends with what begins an answer, unless `continue_final`.
         streamed: the caller sees the answer while it grows; False holds tool calls back until they are complete, so
             that a malformed one is text as a whole.
         options: keyword arguments of `specdec.stream` (`max_tokens`, `temperature`, `seed`, `stop`, ...).
@@ -144,6 +150,7 @@ class ChatRequest:
     tool_choice: str | Mapping[str, str] = "auto"
     parallel_tool_calls: bool = True
     continue_final: bool = False
+    begin_answer: bool = True
     streamed: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""

@@ -56,9 +56,10 @@ def read_options(fields: Fields, config: ModelConfig, settings: ServerSettings) 
 
 
 def read_seed(fields: Fields) -> int:
-    """The seed; a random one where the request names none. Negative ones count from 2**64 down."""
+    """The seed; a random one where the request names none or -1, as for llama-server and vLLM. Other negative ones
+    count from 2**64 down."""
     seed = fields.whole("seed", -(2**63), 2**64 - 1)
-    return secrets.randbits(_SEED_BITS) if seed is None else seed % 2**64
+    return secrets.randbits(_SEED_BITS) if seed is None or seed == -1 else seed % 2**64
 
 
 def seed_of_choice(seed: int, choice: int) -> int:
@@ -137,7 +138,7 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     if kind is None:
         raise inner.wrong("type", "'text', 'json_object' or 'json_schema'", None)
     if kind == "json_schema":
-        described = inner.inner("json_schema")
+        described = inner.inner("json_schema") if "json_schema" in inner else inner
         schema = None if described is None else described.any("schema")
         if not isinstance(schema, (dict, bool)):
             raise missing("response_format.json_schema.schema")

@@ -98,13 +98,14 @@ def tokenizer_of(site: Site) -> Tokenizer:
 async def _tokenize_chat(site: Site, fields: Fields) -> Response:
     """A chat's prompt as an answer to it would read it."""
     messages = read_messages(fields)
-    continues, variables = read_template(fields, messages)
+    continues, begins, variables = read_template(fields, messages)
     strings = bool(fields.flag("return_token_strs"))
     fields.ignore("add_special_tokens")  # the template says
     chat = ChatRequest(
         messages=messages,
         tools=read_tools(fields),
         continue_final=continues,
+        begin_answer=begins,
         options={"chat_template_kwargs": variables},
     )
     fields.finish()

@@ -53,7 +53,7 @@ class ScriptedChat(ChatService):
     script: Script
 
     async def stream(
-        self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None
+        self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None, counts: bool = False
     ) -> AsyncGenerator[ChatEvent, None]:
         script = self.script
         script.requests.append(request)

@@ -89,6 +89,30 @@ def test_a_stream_holds_the_same_text(server: Running, client: Any) -> None:
     assert end.timings["predicted_n"] == len(expected.tokens)
 
 
+def test_usage_in_every_chunk(server: Running) -> None:
+    """vLLM's option, which its benchmark GuideLLM sends."""
+    for path, content in (
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "Name a river.", "echo": True}),
+    ):
+        body = {"model": NAME, **content, "max_tokens": 8, "ignore_eos": True, "n": 2, "stream": True}
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        found = events(server.post(path, {**body, "stream_options": options}))
+        prompt = found[-1]["usage"]["prompt_tokens"]
+        for number in range(2):
+            usages = [chunk["usage"] for chunk in found[:-1] if chunk["choices"][0]["index"] == number]
+            if path == "/v1/chat/completions":
+                assert usages.pop(0) is None  # the role comes before the answer
+            counts = [usage["completion_tokens"] for usage in usages]
+            assert counts == sorted(counts)
+            assert 1 <= counts[0] <= counts[-1] == 8
+            assert all(usage["prompt_tokens"] == prompt for usage in usages)
+            assert all(usage["total_tokens"] == prompt + usage["completion_tokens"] for usage in usages)
+        assert found[-1]["usage"]["completion_tokens"] == 16
+        alone = events(server.post(path, {**body, "stream_options": {**options, "include_usage": False}}))
+        assert all("usage" not in chunk for chunk in alone)  # as in vLLM
+
+
 def test_a_stream_without_options_has_no_usage(server: Running) -> None:
     found = events(server.chat(stream=True, max_tokens=4, temperature=0))
     assert all("usage" not in chunk for chunk in found)
@@ -123,6 +147,13 @@ def test_a_random_seed_is_told_and_repeats_the_answer(server: Running) -> None:
     assert server.chat(max_tokens=12).json()["choices"][0]["specdec"]["seed"] != first["specdec"]["seed"]
 
 
+def test_seed_minus_1_chooses_one(server: Running) -> None:
+    """As for llama-server and vLLM. Other negative ones are seeds."""
+    seeds = [server.chat(max_tokens=1, seed=seed).json()["choices"][0]["specdec"]["seed"] for seed in (-1, -1, -2)]
+    assert seeds[0] != seeds[1]
+    assert seeds[2] == 2**64 - 2
+
+
 def test_stop_strings(server: Running, client: Any) -> None:
     whole = plain(server, temperature=0).text
     stop = whole[5:7]
@@ -144,6 +175,18 @@ def test_an_answer_may_go_on_with_an_assistants_message(server: Running, client:
         model=NAME, messages=begun, max_tokens=20, temperature=0, extra_body={"add_generation_prompt": True}
     )
     assert apart.usage.prompt_tokens == expected.stats.prompt_tokens + 2  # <|end|> and <|assistant|>
+
+
+def test_a_prompt_may_lack_what_begins_an_answer(server: Running) -> None:
+    chat = {"model": NAME, "messages": MESSAGES}
+    whole = server.post("/tokenize", chat).json()["tokens"]
+    plainly = server.post("/tokenize", {**chat, "add_generation_prompt": False}).json()["tokens"]
+    assert plainly == whole[:-1]  # without <|assistant|>
+    counts = [
+        server.post("/v1/chat/completions", {**chat, "max_tokens": 1, "add_generation_prompt": asked}).json()["usage"]
+        for asked in (True, False)
+    ]
+    assert [usage["prompt_tokens"] for usage in counts] == [len(whole), len(plainly)]
 
 
 def test_fields_of_ours(server: Running) -> None:
@@ -263,6 +306,10 @@ def test_a_request_that_bans_every_token_is_at_fault(server: Running, stream: bo
         ({"max_tokens": -1}, "'max_tokens' must be at least 1, not -1"),
         ({"top_p": 1.5}, "'top_p' must be from 0 to 1, not 1.5"),
         ({"repetition_penalty": 0}, "'repetition_penalty' must be above 0 and at most 10, not 0.0"),
+        (
+            {"repetition_penalty": 1e-300},
+            "repetition_penalty must be a number from 0.000001 to 1000000, not 1e-300",
+        ),
         ({"logit_bias": {"5": None}}, "'logit_bias' must hold numbers from -100 to 100, not null"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nosuch"}}}},
@@ -274,6 +321,25 @@ def test_what_is_wrong_is_said_in_the_requests_own_words(server: Running, fields
     request = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}], **fields}
     response = server.post("/v1/chat/completions", request)
     assert (response.status_code, response.json()["error"]["message"]) == (400, told)
+
+
+ASKED = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "tool", "field"),
+    [
+        ("/v1/messages", ASKED, {"name": "a b", "input_schema": {}}, "tools.0.name"),
+        ("/v1/responses", {"input": "Hi"}, {"type": "function", "name": "a b"}, "tools[0].name"),
+        ("/v1/chat/completions", ASKED, {"type": "function", "function": {"name": "a b"}}, "tools[0].function.name"),
+    ],
+)
+def test_a_tools_name_is_named_as_the_interface_does(
+    server: Running, path: str, content: dict[str, Any], tool: dict[str, Any], field: str
+) -> None:
+    response = server.post(path, {"model": NAME, **content, "tools": [tool]})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"].startswith(f"'{field}' must be 1 to 128 letters")
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,16 @@ def test_schemas_that_are_not_supported(client: Any) -> None:
         assert "propertyNames" in caught.value.message
 
 
+def test_a_schema_next_to_the_type_of_the_format(client: Any) -> None:
+    """As llama-server takes it."""
+    schema = {"enum": ["yes"]}
+    for kind in ("json_schema", "json_object"):
+        answer = client.chat.completions.create(
+            **COMMON, messages=ASK, response_format={"type": kind, "schema": schema}
+        )
+        assert answer.choices[0].message.content == '"yes"'
+
+
 def test_forms_that_contradict_each_other(client: Any) -> None:
     asked = {**COMMON, "messages": ASK, "tools": TOOLS, "tool_choice": "required"}
     with pytest.raises(openai.BadRequestError, match="contradict"):

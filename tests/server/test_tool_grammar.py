@@ -199,6 +199,34 @@ def test_a_grammar_is_never_taken_for_gbnf() -> None:
         assert allows(grammar, form.layout.written([("f", {"a": "x ::= y"})]))
 
 
+def test_every_form_of_a_schema_holds_after_reasoning() -> None:
+    form = AnswerForm(QWEN3, lambda *_, **__: "", control_id)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    for wanted in (
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        {"type": "json_schema", "schema": schema},
+        {"type": "json_object", "schema": schema},
+    ):
+        options = form.options(request_of("auto", options={"response_format": wanted}), "assistant\n")
+        assert allows(options["grammar"], '<think>Hm.</think>\n{"a": 1}')
+        assert not allows(options["grammar"], '<think>Hm.</think>\n{"b": 1}')
+
+
+@pytest.mark.parametrize("option", ["grammar", "regex"])
+def test_a_grammar_of_the_request_and_reasoning(option: str) -> None:
+    """It holds from the first token on: what follows it is the answer, even where the template begins to think."""
+    form = AnswerForm(DEEPSEEK, lambda *_, **__: "", control_id)
+
+    def read(source: str, text: str) -> list[tuple[str, str]]:
+        parser = form.parser(request_of("auto", options={option: source}), "<assistant><think>\n")
+        return [(type(event).__name__, event.text) for event in (*parser.feed(text), *parser.finish())]
+
+    assert read("[0-9]+", "42") == [("TextDelta", "42")]
+    assert read("[a-z]+</think>[0-9]+", "hm</think>42") == [("ReasoningDelta", "hm"), ("TextDelta", "42")]
+    both = request_of("auto", options={option: "[0-9]+", "response_format": {"type": "json_object"}})
+    assert form.options(both, "assistant\n") == {}  # the library says that they contradict each other
+
+
 def test_json_after_reasoning() -> None:
     form = AnswerForm(QWEN3, lambda *_, **__: "", control_id)
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -116,7 +116,7 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
         more = {"description": inner.text("description"), "parameters": schema, "strict": inner.flag("strict")}
         given = {key: value for key, value in more.items() if value is not None}
         done.append({"type": "function", "function": {"name": name, **given}})
-    return read_tools(Fields({"tools": done}))
+    return read_tools(Fields({"tools": done}), path="tools.{}.name")
 
 
 def _tool_choice(fields: Fields, tools: list[dict[str, Any]]) -> tuple[str | Mapping[str, str], bool]:

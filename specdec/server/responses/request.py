@@ -191,7 +191,7 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         flat.append({"type": "function", **shown})
         function = {name: value for name, value in shown.items() if value is not None}
         done.append({"type": "function", "function": function})
-    return flat, read_tools(Fields({"tools": done}))
+    return flat, read_tools(Fields({"tools": done}), path="tools[{}].name")
 
 
 def _tool_choice(given: Any, tools: list[dict[str, Any]]) -> tuple[str | Mapping[str, str], list[dict[str, Any]]]:
