@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.drafters.registry import names as drafter_names
+from specdec.engine.option_checks import WITHOUT_WEIGHTS
 from specdec.engine.options import CONDITION_OPTIONS, DEFAULTS, DRAFT_OPTIONS, option_value
 from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, UnknownNameError
@@ -18,7 +19,6 @@ from specdec.policies.registry import create as create_policy
 from specdec.read_file import read_bytes
 
 PLAIN = "plain"
-_WITHOUT_WEIGHTS = frozenset({"ngram", "recycle", "replay"})  # drafters that no view and no effort means anything to
 DEFAULT = ("auto", "int4:0.7:4", "drafter=ngram")
 
 
@@ -137,7 +137,7 @@ def _contender(options: Mapping[str, Any]) -> Contender:
         chosen = {"policy": "fixed"} | chosen  # no other policy asks for a length
         if chosen["policy"].partition(":")[0] != "fixed":
             raise InvalidArgumentError(f"draft_len is for the policy fixed, not for {chosen['policy']!r}")
-    if chosen.get("drafter", "").partition(":")[0] in _WITHOUT_WEIGHTS:
+    if chosen.get("drafter", "").partition(":")[0] in WITHOUT_WEIGHTS:
         chosen = {key: value for key, value in chosen.items() if key not in ("draft_view", "draft_effort")}
     return Contender(str(options.get("name") or _name(chosen)), chosen)
 
