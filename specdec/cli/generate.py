@@ -122,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = given_options(arguments)
     _check_early(arguments, options)
     model = load_model(arguments, load_share=arguments.load_share)
+    if model.tokenizer is None:
+        raise InvalidArgumentError("this model has no tokenizer, so it reads no text: the library takes token ids")
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)
