@@ -19,7 +19,7 @@ from specdec.cli.commands import COMMANDS
 from specdec.cli.common import MODEL_HELP, Subparsers, add_runtime_options, examples, load_model
 from specdec.cli.options import add_option, check_options
 from specdec.cli.statistics import report
-from specdec.engine.option_checks import check_useful
+from specdec.engine.option_checks import check_drafters, check_useful
 from specdec.engine.options import FLAGS
 from specdec.errors import SpecdecError
 from specdec.interrupts import take_interrupt
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {n: dict(v) if FLAGS[n].kind is dict else v for n, v in given.items()}
     check_options(options)
     check_useful(options)
+    check_drafters(options)
     conversation = Conversation() if arguments.load is None else Conversation.load(Path(arguments.load))
     conversation.system = arguments.system or conversation.system
     options.setdefault("max_tokens", 2048)

@@ -28,7 +28,7 @@ from specdec.cli.prompt import add_prompt_options
 from specdec.cli.prompt import prompt_text as _prompt_text
 from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.cli.statistics import report, summary
-from specdec.engine.option_checks import check_useful, plain_options
+from specdec.engine.option_checks import check_drafters, check_useful, plain_options
 from specdec.engine.options import DEFAULTS
 from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
@@ -202,7 +202,9 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         check_writable("--trace", arguments.trace)
         check_different(arguments, "trace")
     check_options(options)
-    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": EffortSchedule(1.0)})
+    named = options if arguments.draft_schedule is None else {**options, "draft_effort": EffortSchedule(1.0)}
+    check_useful(named)
+    check_drafters(named)
     policy = create_policy(options.get("policy", DEFAULTS["policy"]))
     if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):
         way = "--plain" if arguments.speculate is False else f"the policy {options['policy']!r}"

@@ -38,7 +38,6 @@ def check_useful(given: Mapping[str, Any]) -> None:
             if name in named:
                 raise OptionError(name, "has no effect on plain decoding, which drafts nothing: leave one of them out")
     _check_policy(named)
-    _check_drafters(named)
     for name, neutral in _NEUTRAL.items():
         if named.get(name, neutral) != neutral and not named.get("temperature"):
             raise OptionError(name, "has no effect at temperature 0, which takes the likeliest token: give one above 0")
@@ -69,18 +68,20 @@ def _check_policy(named: Mapping[str, Any]) -> None:
             raise OptionError(name, f"has no effect: the policy {policy!r} asks for {said}: leave one of them out")
 
 
-def _check_drafters(named: Mapping[str, Any]) -> None:
-    """Refuse a draft view or effort where no named drafter takes any.
+def check_drafters(given: Mapping[str, Any]) -> None:
+    """Refuse a draft view or effort where no named drafter takes any. The command line alone asks this: programs
+    compare drafters under equal options.
+
+    Args:
+        given: as for `check_useful`.
 
     Raises:
         OptionError: there is one.
     """
-    drafter = named.get("drafter")
-    if not isinstance(drafter, str):
-        return
+    drafter = given.get("drafter") or "auto"
     kinds = {one.strip().partition(":")[0] for one in drafter.split(";")}
     for name in ("draft_view", "draft_effort"):
-        if name in named and kinds <= WITHOUT_WEIGHTS:
+        if given.get(name) is not None and kinds <= WITHOUT_WEIGHTS:
             raise OptionError(name, f"has no effect on the drafter {drafter!r}, which reads no weights: leave it out")
 
 

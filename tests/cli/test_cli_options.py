@@ -126,7 +126,6 @@ def test_options_that_do_nothing_are_refused(
         ({"chat": False, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs has no effect without"),
         ({"chat": False, "literal": False}, "literal has no effect without"),
         ({"policy": "fixed:effort=0.5", "draft_effort": 0.3}, "draft_effort has no effect"),
-        ({"drafter": "recycle", "draft_view": "bucket"}, "draft_view has no effect"),
     ],
 )
 def test_the_library_refuses_them_alike(options: dict[str, Any], told: str) -> None:
