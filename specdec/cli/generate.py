@@ -24,7 +24,7 @@ from specdec.cli.common import (
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_different, check_json, write_json_output
-from specdec.cli.prompt import add_prompt_options
+from specdec.cli.prompt import add_prompt_options, system_text
 from specdec.cli.prompt import prompt_text as _prompt_text
 from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.cli.statistics import report, summary
@@ -173,12 +173,12 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
     Raises:
         InvalidArgumentError: there is no prompt that can be read, or no place for the system message.
     """
-    text = _prompt_text(arguments)
-    if arguments.system is None:
+    text, system = _prompt_text(arguments), system_text(arguments)
+    if system is None:
         return text
     if arguments.chat is False:
         raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
-    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
