@@ -69,8 +69,8 @@ def parse_yaml(content: bytes | str) -> Any:
         content: UTF-8 text of at most 256 KiB.
 
     Raises:
-        ParseError: it is not YAML, is larger or nested more than 64 deep, holds aliases, or a whole number of more
-            than 64 bits.
+        ParseError: it is not YAML, is larger or nested more than 64 deep, holds aliases, a key twice, or a whole number
+            of more than 64 bits.
     """
     if len(content) > MOST_YAML_BYTES:
         raise ParseError(f"is larger than {MOST_YAML_BYTES >> 10} KiB")
@@ -213,6 +213,13 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ParseError(f"holds {twice[1][:40]!r} twice in one mapping")
+        return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: Any) -> int:
         if len(node.value) > 66:

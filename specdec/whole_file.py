@@ -25,7 +25,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     the one that it replaces.
 
     Raises:
-        OSError: the file cannot be put in its place.
+        OSError: the file cannot be written or put in its place; it names `path` where it named no file.
     """
     target = Path(os.path.realpath(path))
     unfinished = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}")
@@ -37,6 +37,10 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.close(handle)
         yield unfinished
         unfinished.replace(target)
+    except unless_signalled(OSError) as error:
+        if error.errno is not None and error.filename is None:  # a write that finds the disk full knows no name
+            error.filename = os.fspath(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from specdec.chat.session import Session
 from specdec.cli.commands import COMMANDS
 from specdec.cli.common import MODEL_HELP, Subparsers, add_runtime_options, examples, load_model
 from specdec.cli.options import add_option, check_options
+from specdec.cli.prompt import system_text
 from specdec.cli.statistics import report
 from specdec.engine.option_checks import check_useful
 from specdec.engine.options import FLAGS
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_options(options)
     check_useful(options)
     conversation = Conversation() if arguments.load is None else Conversation.load(Path(arguments.load))
-    conversation.system = arguments.system or conversation.system
+    conversation.system = system_text(arguments) or conversation.system
     options.setdefault("max_tokens", 2048)
     session = Session(load_model(arguments), options, conversation)
     commands = Commands(

@@ -101,6 +101,11 @@ def readable_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def on_one_line(text: object) -> str:
+    """A name or path as one line of a list: what no terminal shows, such as a line break, is escaped as in Python."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text))
+
+
 def interruptible(work: Callable[[StreamProgress], Outcome]) -> Outcome | None:
     """What `work` returns; None if the user interrupts it, with a note that the same command continues."""
     progress = StreamProgress()

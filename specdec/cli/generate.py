@@ -24,7 +24,7 @@ from specdec.cli.common import (
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_different, check_json, write_json_output
-from specdec.cli.prompt import add_prompt_options
+from specdec.cli.prompt import add_prompt_options, system_text
 from specdec.cli.prompt import prompt_text as _prompt_text
 from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.cli.statistics import report, summary
@@ -122,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = given_options(arguments)
     _check_early(arguments, options)
     model = load_model(arguments, load_share=arguments.load_share)
+    if model.tokenizer is None:
+        raise InvalidArgumentError("this model has no tokenizer, so it reads no text: the library takes token ids")
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)
@@ -171,12 +173,12 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
     Raises:
         InvalidArgumentError: there is no prompt that can be read, or no place for the system message.
     """
-    text = _prompt_text(arguments)
-    if arguments.system is None:
+    text, system = _prompt_text(arguments), system_text(arguments)
+    if system is None:
         return text
     if arguments.chat is False:
         raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
-    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
@@ -200,7 +202,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         check_writable("--trace", arguments.trace)
         check_different(arguments, "trace")
     check_options(options)
-    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
+    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": EffortSchedule(1.0)})
     policy = create_policy(options.get("policy", DEFAULTS["policy"]))
     if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):
         way = "--plain" if arguments.speculate is False else f"the policy {options['policy']!r}"

@@ -8,7 +8,7 @@ from typing import Any
 from specdec import catalogue, paths
 from specdec.cache import Entry
 from specdec.cli.commands import COMMANDS
-from specdec.cli.common import Subparsers, examples, readable_bytes
+from specdec.cli.common import Subparsers, examples, on_one_line, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 
 
@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_json_output(arguments, to_dict(entries))
     if arguments.json != "-":
         for one in entries:
-            print(f"{readable_bytes(one.size_bytes):>8}  {one.kind:<12}  {one.name}  ({_origin(one)})  {one.path}")
+            words = f"{one.name}  ({_origin(one)})  {one.path}"
+            print(f"{readable_bytes(one.size_bytes):>8}  {one.kind:<12}  {on_one_line(words)}")
         print(f"{readable_bytes(sum(one.size_bytes for one in entries)):>8}  in all, in {paths.home()}")
     return 0
 

@@ -29,18 +29,36 @@ def prompt_text(arguments: argparse.Namespace) -> str:
         InvalidArgumentError: no prompt, or one that is empty, cannot be read or is not UTF-8.
     """
     if arguments.prompt is not None:
-        data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
+        data = _of_shell(arguments.prompt)
     elif arguments.prompt_file not in (None, "-"):
         data = _of_file(arguments.prompt_file)
     else:
         data = _piped(asked=arguments.prompt_file == "-")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"the prompt is not valid UTF-8 (byte {error.start})") from None
+    text = _decoded(data, "the prompt")
     if not text:
         raise InvalidArgumentError("the prompt is empty: give at least one character")
     return text
+
+
+def system_text(arguments: argparse.Namespace) -> str | None:
+    """The text of --system; None without it.
+
+    Raises:
+        InvalidArgumentError: it is not UTF-8.
+    """
+    return None if arguments.system is None else _decoded(_of_shell(arguments.system), "--system")
+
+
+def _of_shell(argument: str) -> bytes:
+    """The bytes that the shell handed over."""
+    return argument.encode("utf-8", "surrogateescape")
+
+
+def _decoded(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{what} is not valid UTF-8 (byte {error.start})") from None
 
 
 def _of_file(path: str) -> bytes:

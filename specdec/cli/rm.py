@@ -6,7 +6,7 @@ import argparse
 
 from specdec import cache, catalogue
 from specdec.cli.commands import COMMANDS
-from specdec.cli.common import Subparsers, examples, readable_bytes
+from specdec.cli.common import Subparsers, examples, on_one_line, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import InvalidArgumentError
 
@@ -54,6 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
         write_json_output(arguments, {"removed": [one.to_dict() for one in chosen], "size_bytes": size})
     if arguments.json != "-":
         for one in chosen:
-            print(f"removed {one.name} ({readable_bytes(one.size_bytes)})")
+            print(f"removed {on_one_line(one.name)} ({readable_bytes(one.size_bytes)})")
         print(f"{readable_bytes(size)} freed")
     return 0

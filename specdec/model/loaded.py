@@ -158,7 +158,7 @@ def load(
         threads: threads to compute with; None leaves it to the runtime.
         load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
             matrices are never read and count as zeros, and quantised ones lose all but the upper four bits of their
-            codes, which changes the model: results say so in `identical_to`.
+            codes, which changes the model: results say so in `identical_to`. If nothing is left out, a warning says so.
         context: tokens of prompt and answer together that the model is loaded for; None takes the model's own context.
             It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
             length, and keep them for shorter texts.

@@ -15,6 +15,7 @@ import numpy as np
 
 from specdec.checks import as_number
 from specdec.errors import OptionError
+from specdec.warn import warn
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import QuantisedMatrix, quantised_type
@@ -88,7 +89,8 @@ def rest_worth(matrix: QuantisedMatrix) -> float:
 def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]:
     """How many parts of every matrix to load, at least 1, so that at least `share` of all bits are.
 
-    Parts are left out whole, those of least worth first, until one more would be too many.
+    Parts are left out whole, those of least worth first, until one more would be too many. Where that is the first one
+    already, a warning says so.
 
     Args:
         parts: of every matrix by name.
@@ -98,7 +100,7 @@ def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]
         OptionError: `share` is not a number of that kind, or less than the first parts alone.
     """
     total = sum(sum(one.bits) for one in parts.values())
-    least = sum(one.bits[0] for one in parts.values()) / total
+    least = _thousandths(sum(one.bits[0] for one in parts.values()) / total)
     if not least <= as_number(share) <= 1:
         if least == 1:
             raise OptionError(
@@ -106,8 +108,7 @@ def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]
                 f"must be 1, not {share!r}: the codes of this store have four bits, and none can be left out",
             )
         firsts = " and ".join(sorted({one.what for one in parts.values()}))
-        shown = math.ceil(least * 1000) / 1000
-        raise OptionError("load_share", f"must be a number from {shown:g} ({firsts}) to 1, not {share!r}")
+        raise OptionError("load_share", f"must be a number from {least:g} ({firsts}) to 1, not {share!r}")
     order = sorted(
         (one.worth[k], -k, place, name)
         for place, (name, one) in enumerate(parts.items())
@@ -119,7 +120,16 @@ def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]
         if left < share * total:
             break
         kept[name] = -rank
+    if share < 1 and loaded_share(kept, parts) == 1:
+        _, rank, _, name = order[0]
+        useful = _thousandths(1 - parts[name].bits[-rank] / total)
+        warn(f"load_share={share:g} leaves nothing out of this model, {useful:g} would")
     return kept
+
+
+def _thousandths(share: float) -> float:
+    """A share rounded down, so that what a message shows can be asked for."""
+    return math.floor(share * 1000) / 1000
 
 
 def loaded_share(kept: Mapping[str, int], parts: Mapping[str, Parts]) -> float:

@@ -123,6 +123,19 @@ def test_list_and_rm(model: Path, home: Path, tmp_path: Path, capsys: pytest.Cap
     assert not (home / "costs").exists()
 
 
+def test_names_with_line_breaks_take_one_line(
+    model: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = shutil.copytree(model, tmp_path / "a\nb\x1b[31m")
+    store = catalogue.resolve_model(odd, progress=quiet)
+    first, *others = run(capsys, "list").out.splitlines()
+    assert r"a\nb\x1b[31m" in first
+    assert len(others) == 1
+    assert "\x1b" not in first
+    assert rf"removed a\nb\x1b[31m{store.name[-13:]} (" in run(capsys, "rm", odd).out
+    assert stores(home) == []
+
+
 def test_a_store_in_preparation_is_not_removed(model: Path, home: Path) -> None:
     store = catalogue.resolve_model(model, progress=quiet)
     (entry,) = (one for one in catalogue.cached() if one.kind == "store")

@@ -74,6 +74,8 @@ def test_the_bounds_are_above_every_model() -> None:
         "a: &a [x]\nb: *a",
         "a: " + "9" * 5000,
         "!!python/object:os.system x",
+        "a: 1\nb: 2\na: 3",
+        "a: [{b: 1, b: 1}]",
         "\x00",
         "x" * 300_000,
     ],

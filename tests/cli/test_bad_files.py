@@ -112,7 +112,10 @@ def test_the_chat_template_refuses_the_messages(tmp_path: Path, home: Path, caps
 
 def test_a_model_without_a_tokenizer(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = text_store(tmp_path / "store", files={})
-    says(run(capsys, "generate", "--model", store, "--prompt", "x"), "no tokenizer")
+    says(
+        run(capsys, "generate", "--model", store, "--prompt", "x"),
+        "this model has no tokenizer, so it reads no text: the lib",
+    )
 
 
 # --- other projects' files ------------------------------------------------------------------------------------------

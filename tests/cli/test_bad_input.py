@@ -119,6 +119,8 @@ def test_prompts(
         says(run(capsys, *generate, "--prompt-file", "-"), "the prompt is empty")
     says(run(capsys, *generate, "--prompt", ""), "the prompt is empty")
     says(run(capsys, *generate, "--prompt", "\udcff"), r"the prompt is not valid UTF-8 \(byte 0\)")
+    for command in (("chat", text_model), (*generate, "--prompt", "x")):
+        says(run(capsys, *command, "--system", "a\udcff"), r"--system is not valid UTF-8 \(byte 1\)")
     says(run(capsys, *generate, "--prompt-file", tmp_path / "empty.txt"), "the prompt is empty")
     says(run(capsys, *generate, "--prompt-file", tmp_path / "latin1.txt"), r"the prompt is not valid UTF-8 \(byte 3\)")
     says(run(capsys, *generate, "--prompt-file", tmp_path / "nosuch.txt"), "cannot read the prompt .*nosuch.txt")

@@ -27,7 +27,14 @@ from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
-from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts
+from specdec.store.partial import (
+    PartialMatrix,
+    loaded_share,
+    parts_to_load,
+    plane_parts,
+    rest_worth,
+    tier_parts,
+)
 from specdec.store.plan import EXACT_FILE
 from specdec.store.tensorfile import read_layout
 from specdec.weights.bucket import BucketedMatrix
@@ -73,6 +80,15 @@ def test_the_least_important_tiers_go_first() -> None:
     flat, steep = np.full((4, 2), 1, np.float32), np.tile(np.array([[5, 0.1]], np.float32), (4, 1))
     parts = {name: tier_parts(scores, (16, 4), layout) for name, scores in (("flat", flat), ("steep", steep))}
     assert parts_to_load(parts, share=0.75) == {"flat": 2, "steep": 1}
+
+
+def test_a_share_that_messages_show_can_be_asked_for() -> None:
+    parts = {"small": plane_parts("q4_1", (700, 32), 0.0), "large": plane_parts("q8_0", (100, 32), 0.5)}
+    with pytest.raises(InvalidArgumentError, match=r"load_share must be a number from 0.888 \(the upper"):
+        parts_to_load(parts, share=0.5)
+    assert parts_to_load(parts, share=0.888) == {"small": 1, "large": 1}  # 8 of 9 bits
+    with pytest.warns(UserWarning, match=r"load_share=0.95 leaves nothing out of this model, 0.888 would"):
+        assert parts_to_load(parts, share=0.95) == {"small": 1, "large": 2}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -253,7 +269,7 @@ def test_the_rest_of_codes_is_left_out_and_counts_as_half(tmp_path: Path, kind: 
         assert exact.bytes_read(everything) - found.bytes_read(everything) == rest
     tables = whole.config.tables()
     assert all(np.array_equal(part.table_rows(name), whole.table_rows(name)) for name in tables)
-    with pytest.raises(InvalidArgumentError, match=rf"from {np.ceil(least * 1000) / 1000:g} \(the upper four bits"):
+    with pytest.raises(InvalidArgumentError, match=rf"from {np.floor(least * 1000) / 1000:g} \(the upper four bits"):
         Store.open(path, load_share=least - 0.1)
 
 
