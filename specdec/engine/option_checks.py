@@ -12,13 +12,9 @@ import numpy as np
 from specdec.checks import check_effort, is_unicode
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import EffortSchedule
-from specdec.plugin_spec import read_spec
 
 _DRAFTING = ("draft_effort", "draft_view", "draft_len", "policy", "drafter", "trust")
 _NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0}  # filters, and their values that keep every token
-# Parameters of our own policies that go before an option of the caller's.
-_PARAMETERS = {"draft_len": "length", "draft_effort": "effort"}
-_OWN_EFFORT = ("auto", "confidence", "entropy", "fixed", "goodput", "heuristic")
 
 
 def check_useful(given: Mapping[str, Any]) -> None:
@@ -35,7 +31,9 @@ def check_useful(given: Mapping[str, Any]) -> None:
         for name in _DRAFTING:
             if name in named:
                 raise OptionError(name, "has no effect on plain decoding, which drafts nothing: leave one of them out")
-    _check_policy(named)
+    policy = named.get("policy", "auto")
+    if "draft_len" in named and isinstance(policy, str) and not policy.startswith("fixed") and "." not in policy:
+        raise OptionError("draft_len", f"is only for the policy 'fixed', and the policy is {policy!r}: name 'fixed'")
     for name, neutral in _NEUTRAL.items():
         if named.get(name, neutral) != neutral and not named.get("temperature"):
             raise OptionError(name, "has no effect at temperature 0, which takes the likeliest token: give one above 0")
@@ -43,27 +41,6 @@ def check_useful(given: Mapping[str, Any]) -> None:
         raise OptionError("chat_template_kwargs", "has no effect without the chat template: leave one of them out")
     if named.get("chat") is False and named.get("literal") is False:
         raise OptionError("literal", "has no effect without the chat template: leave one of them out")
-
-
-def _check_policy(named: Mapping[str, Any]) -> None:
-    """Refuse a draft length or effort that the named policy does not go by.
-
-    Raises:
-        OptionError: there is one.
-        InvalidArgumentError: the policy cannot be read.
-    """
-    policy = named.get("policy", "auto")
-    asked = [name for name in _PARAMETERS if name in named and not isinstance(named[name], EffortSchedule)]
-    if not asked or not isinstance(policy, str):
-        return
-    spec = read_spec(policy, kind="policy", presets="policies")
-    if "draft_len" in asked and spec.name != "fixed" and "." not in spec.name:  # a program's own policy may read it
-        raise OptionError("draft_len", f"is only for the policy 'fixed', and the policy is {policy!r}: name 'fixed'")
-    for name in asked:
-        own = spec.parameters.get(_PARAMETERS[name])
-        if own is not None and spec.name in _OWN_EFFORT:
-            said = f"{_PARAMETERS[name]} {own}"
-            raise OptionError(name, f"has no effect: the policy {policy!r} asks for {said}: leave one of them out")
 
 
 def plain_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,9 +99,6 @@ def test_a_value_that_is_an_option_is_taken_for_one(text_model: Path, capsys: py
         (("--top-p", "0.5", "--temperature", "0"), "--top-p has no effect at temperature 0"),
         (("--raw", "--template-arg", "a=1"), "--template-arg has no effect without the chat template"),
         (("--raw", "--markup"), "--markup has no effect without the chat template"),
-        (("--policy", "fixed:length=3", "--draft-len", "5"), "--draft-len has no effect: .* asks for length 3"),
-        (("--policy", "goodput:effort=0.3", "--draft-effort", "0.9"), "--draft-effort has no .* asks for effort 0.3"),
-        (("--policy", "careful.yaml", "--draft-len", "5"), "--draft-len is only for the policy 'fixed'"),
         (("--logprobs", "2"), "--logprobs is part of the JSON output only: give --json"),
         (("--prompt-logprobs", "2"), "--prompt-logprobs is part of the JSON output only"),
     ],
@@ -122,7 +119,6 @@ def test_options_that_do_nothing_are_refused(
         ({"min_p": 0.5}, "min_p has no effect at temperature 0"),
         ({"chat": False, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs has no effect without"),
         ({"chat": False, "literal": False}, "literal has no effect without"),
-        ({"policy": "fixed:effort=0.5", "draft_effort": 0.3}, "draft_effort has no effect"),
     ],
 )
 def test_the_library_refuses_them_alike(options: dict[str, Any], told: str) -> None:

@@ -53,6 +53,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(synthetic_source(config), tmp_path_factory.mktemp("stores") / "store")
 
 
+@pytest.mark.filterwarnings("ignore:load_share=.* leaves nothing out")
 @given(data=st.data(), share=st.floats(0.3, 1.0))
 @settings(max_examples=40, deadline=None)
 def test_the_share_is_reached_with_the_fewest_tiers(data: st.DataObject, share: float) -> None:
