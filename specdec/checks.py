@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 from specdec.errors import InvalidArgumentError, ModelOutputError
 
 
-def is_integral(value: object) -> bool:
+def is_integral(value: object) -> TypeGuard[int]:
     """Whether it is a whole number, Python's or NumPy's, and not a truth value."""
     return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
@@ -31,9 +31,9 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
     Raises:
         InvalidArgumentError: it is something else.
     """
-    if not is_integral(value) or int(value) < least:  # type: ignore[call-overload]
+    if not is_integral(value) or int(value) < least:
         raise InvalidArgumentError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from specdec.checks import check_effort, is_unicode
+from specdec.checks import check_effort, is_integral, is_unicode
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import EffortSchedule
 
@@ -103,7 +103,7 @@ def stop_ids(value: object) -> tuple[int, ...]:
         raise OptionError("stop_token_ids", f"must be a sequence of token ids, not {value!r}")
     found = tuple(value)
     for one in found:
-        if not isinstance(one, numbers.Integral) or isinstance(one, bool) or int(one) < 0:
+        if not is_integral(one) or int(one) < 0:
             raise OptionError("stop_token_ids", f"must be token ids, whole numbers of at least 0, not {one!r}")
     return tuple(int(one) for one in found)
 
@@ -121,7 +121,7 @@ def checked_bias(value: object) -> dict[int, float] | None:
     found: dict[int, float] = {}
     for key, bias in value.items():
         if (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20) or (
-            isinstance(key, numbers.Integral) and not isinstance(key, bool) and int(key) >= 0
+            is_integral(key) and int(key) >= 0
         ):
             token = int(key)
         else:
@@ -167,7 +167,7 @@ def check_whole(
     Raises:
         OptionError: it is not.
     """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) <= most:
+    if not is_integral(value) or not least <= int(value) <= most:
         wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise OptionError(name, f"must be a whole number {wanted}, not {value!r}", instead=instead)
     return int(value)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from specdec.checks import is_integral
 from specdec.errors import ContextLengthError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
         raise InvalidArgumentError(f"token ids must be a sequence of whole numbers, not {ids!r}") from None
     checked: list[int] = []
     for item in items:
-        if not isinstance(item, numbers.Integral) or isinstance(item, bool):
+        if not is_integral(item):
             raise InvalidArgumentError(f"a token id must be a whole number, not {item!r}")
         checked.append(int(item))
         if not 0 <= checked[-1] < config.vocab_size:

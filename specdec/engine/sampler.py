@@ -10,14 +10,13 @@ it draws. How tokens are accepted is in `accept`.
 from __future__ import annotations
 
 import math
-import numbers
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.checks import as_number, check_finite
+from specdec.checks import as_number, check_finite, is_integral
 from specdec.errors import OptionError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
@@ -184,7 +183,7 @@ def _top_p(logits: np.ndarray, kept: np.ndarray | None, p: float, highest: float
 
 
 def _whole(value: object) -> int:
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else -1
+    return int(value) if is_integral(value) else -1
 
 
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specdec.checks import is_integral
+from specdec.checks import check_count, is_integral
 from specdec.drafters.base import DrafterSetup, LoadedModel
 from specdec.drafters.model import ModelDrafter
 from specdec.engine import decode
@@ -18,7 +18,6 @@ from specdec.engine.prompt import EncodedPrompt, token_ids
 from specdec.errors import InvalidArgumentError
 from specdec.mlx_lm.chooser import CalledInOrder, RandomStream
 from specdec.mlx_lm.models.cache import Continued, KVCache
-from specdec.mlx_lm.refusals import check_step
 
 if TYPE_CHECKING:
     from specdec.engine.options import OptionArguments
@@ -201,7 +200,7 @@ def _most_tokens(asked: int, model: Model) -> int:
     """
     if asked == -1:
         return model.config.max_context
-    return check_step("max_tokens", asked)
+    return check_count("max_tokens", asked)
 
 
 def _drafting(model: Model, request: Request) -> OptionArguments:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from specdec.checks import check_count
 from specdec.engine.answer import Answer
 from specdec.engine.scheduler import Scheduler
 from specdec.engine.together import apply
@@ -16,7 +17,6 @@ from specdec.mlx_lm.chooser import RandomStream, logprobs_of
 from specdec.mlx_lm.foreign_tokenizer import wrapped
 from specdec.mlx_lm.generate_utils import BatchStats, peak_memory_gb
 from specdec.mlx_lm.models.cache import KVCache, copied, make_prompt_cache
-from specdec.mlx_lm.refusals import check_step
 from specdec.mlx_lm.sample_utils import LogitsProcessor, Sampler, greedy_sampler
 from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES, MAX_TREE_ROWS
 
@@ -128,9 +128,9 @@ class _Run:
         self._sampler, self._processors = sampler, logits_processors or ()
         self._max_kv_size, self._stream = max_kv_size, stream
         self._ends = frozenset(words.eos_token_ids)
-        self._reading = check_step("prefill_batch_size", prefill_batch_size)
-        self._growing = max(check_step("completion_batch_size", completion_batch_size), self._reading)
-        step_size = check_step("prefill_step_size", prefill_step_size)
+        self._reading = check_count("prefill_batch_size", prefill_batch_size)
+        self._growing = max(check_count("completion_batch_size", completion_batch_size), self._reading)
+        step_size = check_count("prefill_step_size", prefill_step_size)
         rows = min(MAX_PASS_ROWS, max(MAX_TREE_ROWS, step_size))
         self._scheduler = Scheduler(
             model.runtime, max_sequences=min(self._growing, MAX_SEQUENCES), max_rows=rows, costs=model.memory.passes

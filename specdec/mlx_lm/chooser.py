@@ -8,13 +8,13 @@ kept where it is what they chose.
 from __future__ import annotations
 
 import contextlib
-import numbers
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from specdec.checks import is_integral
 from specdec.engine.sampler import Sampler as EngineSampler
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import PluginError
@@ -171,7 +171,7 @@ def logprobs_of(logits: np.ndarray) -> Any:
 def _token(sampler: Sampler, answer: object, vocab_size: int) -> int:
     name = getattr(sampler, "__name__", type(sampler).__name__)
     value = answer.item() if isinstance(answer, (mx.array, np.ndarray)) and answer.size == 1 else answer
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= int(value) < vocab_size:
+    if not is_integral(value) or not 0 <= int(value) < vocab_size:
         raise PluginError("sampler", name, f"gave a wrong answer: it must return one token id, not {answer!r}")
     return int(value)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from specdec.checks import check_count
 from specdec.errors import InvalidArgumentError
 from specdec.mlx_lm.answer import Request, Token, tokens_of
 from specdec.mlx_lm.batch import BatchResponse, batch_generate
 from specdec.mlx_lm.chooser import logprobs_of
 from specdec.mlx_lm.foreign_tokenizer import wrapped
 from specdec.mlx_lm.generate_utils import peak_memory_gb
-from specdec.mlx_lm.refusals import check_cache_arguments, check_step
+from specdec.mlx_lm.refusals import check_cache_arguments
 from specdec.mlx_lm.sample_utils import LogitsProcessor, Sampler
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def generate_step(
         max_kv_size=max_kv_size,
         stream=stream,
     )
-    step_size = check_step("prefill_step_size", prefill_step_size)
+    step_size = check_count("prefill_step_size", prefill_step_size)
     tokens = tokens_of(model, request, step_size=step_size, progress=prompt_progress_callback)
     return ((one.token, logprobs_of(one.logits)) for one in tokens)
 
@@ -202,7 +203,7 @@ def _responses(
         num_draft_tokens=num_draft_tokens,
         stream=stream,
     )
-    step_size = check_step("prefill_step_size", prefill_step_size)
+    step_size = check_count("prefill_step_size", prefill_step_size)
     tokens = tokens_of(model, request, step_size=step_size, progress=prompt_progress_callback)
     return _told(tokens, request, words.detokenizer, with_logprobs=with_logprobs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specdec.checks import check_count
+from specdec.checks import is_integral
 from specdec.errors import InvalidArgumentError
 
 
@@ -33,23 +33,10 @@ def check_kv_size(max_kv_size: object, needed: int) -> None:
     """
     if max_kv_size is None:
         return
-    try:
-        size = check_step("max_kv_size", max_kv_size)
-    except InvalidArgumentError:
-        raise InvalidArgumentError(
-            f"max_kv_size must be a whole number of at least 1 or None, not {max_kv_size!r}"
-        ) from None
-    if needed > size:
+    if not is_integral(max_kv_size) or max_kv_size < 1:
+        raise InvalidArgumentError(f"max_kv_size must be a whole number of at least 1 or None, not {max_kv_size!r}")
+    if needed > max_kv_size:
         raise InvalidArgumentError(
             f"max_kv_size={max_kv_size} is refused: prompt and answer may take {needed} tokens, and specdec keeps the "
             "keys and values of all; leave it out, or lower max_tokens"
         )
-
-
-def check_step(name: str, value: object) -> int:
-    """A number of tokens or sequences.
-
-    Raises:
-        InvalidArgumentError: it is not a whole number of at least 1.
-    """
-    return check_count(name, value)
