@@ -96,7 +96,7 @@ def measured(name: str | None) -> Measured:
         runtime: Any = specdec.load(name, runtime="mlx").runtime
         return Measured(runtime._transformer, runtime._wide)
     transformer, _ = random_models(SHAPE_7B, 4)
-    return Measured(transformer, WidePasses(mx, transformer, RLock(), quantised=True, weight_bytes=lambda *_: 0))
+    return Measured(transformer, WidePasses(mx, transformer, RLock(), weight_bytes=lambda *_: 0))
 
 
 def main() -> None:
@@ -106,11 +106,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=9, help="rounds over all ways (default %(default)s)")
     add_json_option(parser)
     arguments = parser.parse_args()
-    one, taken, rows_of = (
-        measured(arguments.model),
-        dict[tuple[str, int], list[float]](),
-        dict[tuple[str, int], float](),
-    )
+    one = measured(arguments.model)
+    taken, rows_of = dict[tuple[str, int], list[float]](), dict[tuple[str, int], float]()
     for number in range(arguments.repeat + 1):
         for case in (("plain step", 1), *one.cases()):
             way, width = case

@@ -7,10 +7,7 @@ constexpr int TURN = STATE_SIZE, KEPT = STATE_SIZE + 1, GOES = STATE_SIZE + 2;  
 constexpr int POSITION = STATE_PIECES + 2, CAPACITY = STATE_PIECES + 4, CACHE = STATE_PIECES + 5;
 constexpr int CHAINLESS = 0x7fffffff;  // root of a row that is not in a tree
 
-DEVICE half_t* cache_in(const int* state) {
-  const unsigned low = state[CACHE], high = state[CACHE + 1];
-  return reinterpret_cast<half_t*>((unsigned long long)high << 32 | low);
-}
+DEVICE half_t* cache_in(const int* state) { return address_in<half_t>(state + CACHE); }
 
 }  // namespace specdec
 

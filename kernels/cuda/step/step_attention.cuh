@@ -38,8 +38,7 @@ DEVICE Piece piece_at([[maybe_unused]] const int* state, int number, half_t* cac
                       int rows) {
 #if SHARED_STEP
   const int* about = state + STATE_PIECES + number * PIECE_SIZE;
-  const unsigned long long address = (unsigned long long)(unsigned)about[6] << 32 | (unsigned)about[5];
-  return Piece{about[0], about[1], about[2], about[3], about[4], reinterpret_cast<half_t*>(address)};
+  return Piece{about[0], about[1], about[2], about[3], about[4], address_in<half_t>(about + 5)};
 #elif TREE
   return Piece{0, rows, position, state[STATE_PIECES + 3], capacity, cache};
 #else

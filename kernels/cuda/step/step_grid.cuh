@@ -47,6 +47,12 @@ DEVICE void after_others() {
 // Asks for a piece of memory that will be read after the next grid barrier.
 DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
+// An address that two words of a state hold.
+template <class T>
+DEVICE T* address_in(const int* words) {
+  return reinterpret_cast<T*>((unsigned long long)(unsigned)words[1] << 32 | (unsigned)words[0]);
+}
+
 // A matrix as units in the order of memory: `tiles` tiles of TILE outputs, `steps` units each. Blocks take equal runs of
 // units, warps equal runs of their block's. A tile's products lie in one slot for every block that has a part of it,
 // number block + tile, and are added by rising block. All of this follows from the shape and GRID alone. Sizes are

@@ -14,10 +14,7 @@ constexpr int RECYCLE_ROOM = STATE_RECYCLE + 7;
 constexpr int BEGINS = 1, SURVEYS = 2;  // modes: successors are those that a text begins with; a survey of tokens
 constexpr int CHANCE_BITS = 10, CERTAIN = 1 << 20;  // chances are in parts of 1 << CHANCE_BITS, those of rows of CERTAIN
 
-DEVICE int* recycle_memory(const int* state) {
-  const unsigned low = state[RECYCLE_MEMORY], high = state[RECYCLE_MEMORY + 1];
-  return reinterpret_cast<int*>((unsigned long long)high << 32 | low);
-}
+DEVICE int* recycle_memory(const int* state) { return address_in<int>(state + RECYCLE_MEMORY); }
 DEVICE int* successors_in(int* memory, const int* state) { return memory + TEXT_AT + state[RECYCLE_ROOM]; }
 
 // Forgets what followed which token in other texts; all blocks together.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, Planned
+from specdec.runtimes.base import EXACT, Planned
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.workers import Workers
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.recycle import Turning
     from specdec.runtimes.mlx.takes import Takes
     from specdec.runtimes.mlx.wide import WidePasses
-
-_FIRST_ROWS = 1, MAX_PASS_ROWS  # of the passes of a sequence whose kernels are compiled when it begins
 
 
 class Compiling:
@@ -50,7 +48,7 @@ class Compiling:
             return
         self._begun.add(shared)
         if not shared:
-            self.compile([Planned(count, efforts) for count in _FIRST_ROWS])
+            self.compile([Planned(1, efforts)])
         elif self._whole is not None:
             selects = self._takes.selects(efforts, EXACT)
             mode = self._mode(EXACT, selects)

@@ -8,7 +8,6 @@ host. The passes of the next request can begin while the host hands out the toke
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from specdec.runtimes.mlx.cache import GpuCache
+from specdec.runtimes.mlx.graphs import Graphs
 from specdec.runtimes.mlx.prompt import Prompts
-from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part, Work
+from specdec.runtimes.mlx.prompt_work import ROW_BAND, Part
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 
@@ -69,7 +69,7 @@ class Decoder:
 
     def __init__(self, mx: Any, prompts: Prompts, spare: GpuCache) -> None:
         self._mx, self._prompts, self._spare, self._driver = mx, prompts, spare, prompts.step.driver
-        self._graphs: dict[tuple[int, ...], ctypes.c_void_p] = {}
+        self._graphs = Graphs(self._driver, _MOST_GRAPHS)
         self._kept: list[Any] = []
         self._choices = 0  # address of the device's choices
         self._host: np.ndarray | None = None
@@ -79,8 +79,7 @@ class Decoder:
         """Passes that were begun use the model's memory, which is freed next."""
         with suppress(OSError):
             self.finish()
-            for graph in self._graphs.values():
-                self._driver.forget(graph)
+            self._graphs.forget()
 
     def run(self, parts: Sequence[Part], angles: Any, ahead: int, further: int = 0) -> np.ndarray:
         """Put keys and values of all rows into their caches and choose the token after each. Nothing else may run.
@@ -121,7 +120,7 @@ class Decoder:
         count = sum(len(part.tokens) for part in parts)
         fill = [Part(self._spare, [0], 0, 1)] * (next(rows for rows in _ROWS if rows >= count) - count)
         work = self._prompts.work([*parts, *fill], angles, decodes=True, ahead=turns - 1)
-        graph = self._graph(work)
+        graph = self._graphs.of(work, lambda: self._prompts.recorded(work, self._choices))
         for _ in range(turns):
             self._driver.replay(graph)
         return _Begun(parts, count, turns, work.rows, [part.cache.arrays for part in parts])
@@ -132,17 +131,6 @@ class Decoder:
         self._driver.wait()
         self._driver.read(self._choices, found)
         return found.reshape(begun.turns, begun.padded, CHOICE_WORDS)[:, : begun.rows].copy()
-
-    def _graph(self, work: Work) -> ctypes.c_void_p:
-        """The launches of a pass of this shape."""
-        key = (work.rows, work.splits, work.chains, work.angles, *work.places.values())
-        if key not in self._graphs:
-            if len(self._graphs) >= _MOST_GRAPHS:
-                for graph in self._graphs.values():
-                    self._driver.forget(graph)
-                self._graphs.clear()
-            self._graphs[key] = self._driver.graph(self._prompts.recorded(work, self._choices))
-        return self._graphs[key]
 
     def _memory(self) -> np.ndarray:
         """Host memory for all choices; the first call allocates memory on the device as well."""

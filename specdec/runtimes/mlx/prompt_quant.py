@@ -93,9 +93,7 @@ class QuantPrompts(Prompts):
         return launches
 
     def forgetting(self, state: int) -> PlainLaunch:
-        """The launch after which turns of the text in this state know no other text."""
-        self._prepare()
-        self._load(decodes=True)
+        """The launch after which turns of the text in this state know no other text, once there is `turn_work`."""
         return PlainLaunch(self._functions["tree_forget"][0], (self._step.grid, 1, 1), THREADS, 0, (state,))
 
     @property

@@ -123,9 +123,7 @@ class MlxRuntime:
             by_inputs=store.selection == "inputs", quantised=store.quantised,
             whole=self._transformer.whole is not None,
         )  # fmt: skip
-        self._wide = WidePasses(
-            self._mx, self._transformer, self._lock, quantised=store.quantised, weight_bytes=self._weight_bytes
-        )
+        self._wide = WidePasses(self._mx, self._transformer, self._lock, weight_bytes=self._weight_bytes)
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
         if self._transformer.whole is not None or self._transformer.ranks is not None:
             alone = MOST_AHEAD if self._transformer.whole is not None else 0

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
+from specdec.runtimes.mlx.graphs import Graphs
 from specdec.runtimes.mlx.prompt_quant import QuantPrompts
-from specdec.runtimes.mlx.prompt_work import Tree, Work
+from specdec.runtimes.mlx.prompt_work import Tree
 from specdec.runtimes.mlx.recycle import BEGINS
 from specdec.runtimes.mlx.state import AHEAD, MAX_ROWS, MOST_AHEAD, RECYCLE, STATE_SIZE
 from specdec.runtimes.mlx.step import CHOICE_WORDS
@@ -43,7 +44,7 @@ class TurnGraphs:
 
     def __init__(self, mx: Any, prompts: QuantPrompts, spare: GpuCache) -> None:
         self._mx, self._prompts, self._spare, self._driver = mx, prompts, spare, prompts.step.driver
-        self._graphs: dict[tuple[int, ...], ctypes.c_void_p] = {}
+        self._graphs = Graphs(self._driver, _MOST_GRAPHS)
         self._events: list[ctypes.c_void_p] = []
         self._tree: Tree | None = None
         self._kept: Any = None  # the array of the state
@@ -54,8 +55,7 @@ class TurnGraphs:
         """A turn that was begun uses the model's memory, which is freed next."""
         with suppress(OSError):
             self.finish()
-            for graph in self._graphs.values():
-                self._driver.forget(graph)
+            self._graphs.forget()
 
     def finish(self) -> None:
         """Wait for a turn without rows, which uses the memory of other passes."""
@@ -79,7 +79,7 @@ class TurnGraphs:
         tree, driver = self._memory(), self._driver
         rows, turns = next(count for count in _ROWS if count >= state[RECYCLE]), 1 + int(state[AHEAD])
         work = self._prompts.turn_work(rows, reach, angles, tree.state)
-        graph = self._graph(work, tree)
+        graph = self._graphs.of(work, lambda: self._prompts.recorded_turn(work, tree))
         self._told[:STATE_SIZE] = state
         self._told[RECYCLE + 5] = min(cache.positions, work.splits * SPAN)
         self._told[STATE_SIZE:] = 0, 0, 1
@@ -98,18 +98,6 @@ class TurnGraphs:
                 break
         self._is_running = begun > turn + 1
         return shown[: turn + 1, 1:].view(np.float32).copy()
-
-    def _graph(self, work: Work, tree: Tree) -> ctypes.c_void_p:
-        """The launches of a turn of this shape."""
-        key = (work.rows, work.splits, work.angles, *work.places.values())
-        if key not in self._graphs:
-            if len(self._graphs) >= _MOST_GRAPHS:
-                self.finish()
-                for graph in self._graphs.values():
-                    self._driver.forget(graph)
-                self._graphs.clear()
-            self._graphs[key] = self._driver.graph(self._prompts.recorded_turn(work, tree))
-        return self._graphs[key]
 
     def _memory(self) -> Tree:
         """Memory that all turns share, allocated by the first."""

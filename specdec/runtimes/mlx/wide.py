@@ -35,7 +35,6 @@ class WidePasses:
         mx: MLX.
         transformer: the model.
         lock: lock of the runtime's caches.
-        quantised: whether the weights are quantised.
         weight_bytes: bytes of weights that a row reads, by the mode of its step and its efforts.
 
     Attributes:
@@ -48,19 +47,19 @@ class WidePasses:
         transformer: Transformer,
         lock: RLock,
         *,
-        quantised: bool,
         weight_bytes: Callable[[str, Efforts], int],
     ) -> None:
         self._transformer, self._weight_bytes = transformer, weight_bytes
         self._prompts = prompts_of(mx, transformer)
         self._decoder: Decoder | None = None
         self.turns: TurnGraphs | None = None
+        self._most_step = _STEP_ROWS
         if self._prompts is not None:
             spare = transformer.new_cache(1 + MOST_AHEAD, lock)
             self._decoder = Decoder(mx, self._prompts, spare)
             if isinstance(self._prompts, QuantPrompts):
                 self.turns = TurnGraphs(mx, self._prompts, spare)
-        self._most_step = _QUANTISED_STEP_ROWS if quantised else _STEP_ROWS
+                self._most_step = _QUANTISED_STEP_ROWS
         layers = transformer.config.layers
         self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # bytes of a position
 
