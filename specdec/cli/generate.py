@@ -202,7 +202,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         check_writable("--trace", arguments.trace)
         check_different(arguments, "trace")
     check_options(options)
-    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": EffortSchedule(1.0)})
+    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     policy = create_policy(options.get("policy", DEFAULTS["policy"]))
     if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):
         way = "--plain" if arguments.speculate is False else f"the policy {options['policy']!r}"

@@ -252,7 +252,7 @@ def _function_name(value: Any) -> str:
 
 
 def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool, bool, dict[str, Any]]:
-    """Whether the answer continues with the last message, whether the prompt ends with what begins an answer, and
+    """Whether the answer continues with the last message, whether the prompt else ends with what begins an answer, and
     variables of the chat template.
 
     Raises:
@@ -280,7 +280,7 @@ def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool,
         )
     calls = messages[-1].get("tool_calls")
     continues = asked if asked is not None else is_last and not calls and not generate
-    return continues, not continues and generate is not False, variables
+    return continues, generate is not False, variables
 
 
 def _check_modalities(fields: Fields) -> None:
